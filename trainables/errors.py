@@ -1,0 +1,24 @@
+"""The one error a user's input can cause below the orchestrator."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Raise for anything a user can put right: a wrong path, column, module name or value.
+
+    Arguments:
+        key: dotted key of the experiment file, such as ``data.label``.
+        message: what was found, what was expected and what to do, in one sentence or two.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        return (type(self), (self.key, self.message))
+
+
+class DivergedError(RuntimeError):
+    """Raise when the training or validation loss is no longer finite."""

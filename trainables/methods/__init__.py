@@ -1,0 +1,1 @@
+"""The methods. Adding one: write a file like ``lora.py`` and name it in METHODS."""

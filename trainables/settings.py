@@ -1,0 +1,64 @@
+"""The settings a trial is made of: frozen, validated, each with its unit, default and check."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSettings(Settings):
+    """The base model."""
+
+    path: str = Field("embedded", min_length=1, description="hub id, local directory, or 'embedded'")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of weights and computation")
+    revision: str | None = Field(None, description="hub revision; null is the default branch")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    allow_pickle: bool = Field(False, description="accept weights that are not safetensors")
+
+
+class DataSettings(Settings):
+    """Where examples come from and how many are used.
+
+    ``train``, ``validation`` and ``test`` are split names of ``path`` or local files; an existing
+    file is always read as a file.
+    """
+
+    path: str | None = Field("embedded", description="hub id, 'embedded', or null when all splits are files")
+    config: str | None = Field(None, description="configuration of a hub dataset, such as sst2 of glue")
+    train: str = Field("train", min_length=1, description="split name or file to train on")
+    validation: str | None = Field("validation", description="split name or file; null cuts it from train")
+    test: str | None = Field(None, description="split name or file; null cuts it from train")
+    text: str = Field("sentence", min_length=1, description="column of the text")
+    text_pair: str | None = Field(None, description="column of a second text, for sentence pairs")
+    label: str = Field("label", min_length=1, description="column of the label")
+    columns: list[str] | None = Field(None, min_length=1, description="column names of files without a header")
+    max_train_examples: int | None = Field(None, ge=1, description="examples; a seeded stratified sample of train")
+    max_validation_examples: int | None = Field(None, ge=1, description="examples; null uses all")
+    max_length: int = Field(64, ge=1, description="tokens; longer texts are cut")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="of train, when validation is cut from it")
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="of train, when test is cut from it")
+
+
+class TrainingDefaults(Settings):
+    """Training settings shared by all methods; a method may override or search each of them."""
+
+    epochs: int = Field(3, ge=1, description="passes over the training examples")
+    batch_size: int = Field(16, ge=1, description="examples per optimizer step")
+    evaluations_per_epoch: int = Field(2, ge=1, description="validation runs per epoch, evenly spaced")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="of all steps; linear warm-up, then linear decay")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global L2 norm")
+    evaluation_batch_size: int = Field(64, ge=1, description="examples per evaluation batch")
+
+
+class TrainingSettings(TrainingDefaults):
+    """Training settings of one trial."""
+
+    learning_rate: float = Field(gt=0, description="AdamW's peak learning rate")
