@@ -1,0 +1,69 @@
+"""Per-method ASHA brackets behind one Tune scheduler (Li et al. 2020, https://arxiv.org/abs/1810.05934)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from orchestrator.studies import OBJECTIVE
+
+EVALUATION = "evaluation"
+"""The reported count that rungs are measured in."""
+
+
+def make_bracket(evaluations: int, grace: int, reduction_factor: int) -> AsyncHyperBandScheduler:
+    """Make one method's bracket.
+
+    Arguments:
+        evaluations: most evaluations a trial of the method makes.
+        grace: evaluations no trial is stopped before.
+        reduction_factor: one trial in this many passes a rung.
+    """
+    return AsyncHyperBandScheduler(
+        time_attr=EVALUATION,
+        metric=OBJECTIVE,
+        mode="max",
+        max_t=evaluations,
+        grace_period=min(grace, evaluations),
+        reduction_factor=reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+class MethodBrackets(FIFOScheduler):
+    """Judge each trial against trials of its own method only, and start trials in the order suggested."""
+
+    def __init__(self, brackets: Mapping[str, TrialScheduler]) -> None:
+        super().__init__()
+        self._brackets = dict(brackets)
+
+    def _bracket(self, trial: Trial) -> TrialScheduler:
+        return self._brackets[trial.config["method"]]
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        self._bracket(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        self._bracket(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        decision: str = self._bracket(trial).on_trial_result(tune_controller, trial, result)
+        return decision
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> None:
+        self._bracket(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
+        self._bracket(trial).on_trial_remove(tune_controller, trial)
+
+    def debug_string(self) -> str:
+        return "\n".join(f"{name}: {bracket.debug_string()}" for name, bracket in self._brackets.items())

@@ -1,0 +1,135 @@
+"""The Tune callback that journals what trials report and keeps the best checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from orchestrator.experiment import Experiment
+from orchestrator.rows import Provenance, TrialHistory, trial_record
+from orchestrator.worker import ERROR, POINT, STATUS
+from results.store import write_record, write_snapshot
+
+SNAPSHOT_EVERY_SECONDS = 2.0
+KEEPS_CHECKPOINT = ("completed", "stopped", "interrupted")
+"""Statuses whose best checkpoint is worth keeping."""
+
+
+class Watcher(Protocol):
+    """Whoever wants to be told when a trial changed: the terminal."""
+
+    def changed(self, trial: TrialHistory) -> None: ...
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]
+    """Journal every report at once; snapshot the tables now and then; drop checkpoints that lost.
+
+    Arguments:
+        experiment: what runs.
+        provenance: what every row has in common.
+        directory: the run directory.
+        watcher: is told of every change.
+    """
+
+    def __init__(
+        self, experiment: Experiment, provenance: Provenance, directory: Path, watcher: Watcher
+    ) -> None:
+        self._experiment = experiment
+        self._provenance = provenance
+        self._directory = directory
+        self._watcher = watcher
+        self._snapshot_time = 0.0
+        self.trials: dict[str, TrialHistory] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        config = trial.config
+        spec = self._experiment.trial_spec(config["method"], config["number"], config["hyperparameters"])
+        self._update(
+            trial,
+            TrialHistory(
+                spec=spec,
+                number=config["number"],
+                hyperparameters=config["hyperparameters"],
+                phase="search",
+                started_at=datetime.now(UTC),
+            ),
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if POINT not in result:
+            return
+        history = self.trials[trial.trial_id]
+        node = str(result.get("hostname"))
+        self._update(trial, replace(history, curve=(*history.curve, result[POINT]), node=node))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        result = trial.last_result or {}
+        if STATUS in result:
+            self._end(trial, result[STATUS], result[ERROR])
+        else:
+            self._end(trial, "completed" if self._is_whole(trial) else "stopped", None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_ray_actor_error()
+        self._end(trial, "failed", f"{type(error).__name__}: {error}" if error else "the worker process died")
+
+    def close(self) -> None:
+        """End trials that were still running as interrupted and write the last snapshot."""
+        for key, history in list(self.trials.items()):
+            if history.status == "running":
+                self.trials[key] = replace(history, status="interrupted", ended_at=datetime.now(UTC))
+                self._journal(self.trials[key])
+        for method in self._experiment.methods:
+            self._drop_losers(method)
+        write_snapshot(self._directory)
+
+    def _is_whole(self, trial: Trial) -> bool:
+        curve = self.trials[trial.trial_id].curve
+        return bool(curve) and curve[-1].is_last
+
+    def _end(self, trial: Trial, status: str, error: str | None) -> None:
+        # A trial whose worker died before it began was never started.
+        if trial.trial_id not in self.trials:
+            self.on_trial_start(0, [], trial)
+        history = self.trials[trial.trial_id]
+        self._update(trial, replace(history, status=status, error=error, ended_at=datetime.now(UTC)))
+        self._drop_losers(history.spec.method)
+
+    def _update(self, trial: Trial, history: TrialHistory) -> None:
+        self.trials[trial.trial_id] = history
+        self._journal(history)
+        if time.monotonic() - self._snapshot_time > SNAPSHOT_EVERY_SECONDS:
+            write_snapshot(self._directory)
+            self._snapshot_time = time.monotonic()
+        self._watcher.changed(history)
+
+    def _journal(self, history: TrialHistory) -> None:
+        write_record(self._directory, trial_record(self._experiment, self._provenance, history))
+
+    def _drop_losers(self, method: str) -> None:
+        """Delete the checkpoints of all but the method's best ended trials."""
+        for key, history in self._losers(method):
+            shutil.rmtree(self._directory / "checkpoints" / history.spec.trial_id, ignore_errors=True)
+            self.trials[key] = replace(history, keeps_checkpoint=False)
+            self._journal(self.trials[key])
+
+    def _losers(self, method: str) -> Iterator[tuple[str, TrialHistory]]:
+        ended = [
+            (key, history)
+            for key, history in self.trials.items()
+            if history.spec.method == method and history.status != "running" and history.keeps_checkpoint
+        ]
+        worthy = [pair for pair in ended if pair[1].status in KEEPS_CHECKPOINT and pair[1].best is not None]
+        winners = sorted(worthy, key=lambda pair: pair[1].rank)[: self._experiment.search.keep_checkpoints]
+        kept = {key for key, _ in winners}
+        return ((key, history) for key, history in ended if key not in kept)

@@ -1,0 +1,69 @@
+"""Train one recorded trial again from its row alone and say whether it came out the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from orchestrator.experiment import Experiment, ExperimentError
+from orchestrator.prepare import prepare
+from results import load
+from trainables.trial import run_trial
+
+COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The outcome: one line per difference, none when the numbers are identical."""
+
+    evaluations: int
+    differences: tuple[str, ...]
+
+
+def reproduce(run_directory: Path, trial_id: str, report: Callable[[str], None]) -> Reproduction:
+    """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
+
+    Raises:
+        ExperimentError: if there is no such run or trial, or its data or base model is another one now.
+    """
+    row, curve = _recorded(run_directory, trial_id)
+    settings = json.loads(row["settings"])
+    experiment = Experiment.model_validate(settings["experiment"])
+    prepared = prepare(experiment, report)
+    for column, now in (
+        ("dataset_fingerprint", prepared.data.fingerprint),
+        ("base_model_fingerprint", prepared.base.fingerprint),
+    ):
+        if row[column] != now:
+            raise ExperimentError(
+                [f"{run_directory}: {column}: recorded {row[column][:12]}, found {now[:12]} now: not the same input"]
+            )
+    spec = experiment.trial_spec(row["method"], settings["number"], settings["hyperparameters"])
+    points = islice(run_trial(spec, prepared.data, prepared.base, None), len(curve))
+    differences = [
+        f"evaluation {point.evaluation}: {column} was {recorded[column]!r}, is {getattr(point, column)!r}"
+        for recorded, point in zip(curve, points, strict=True)
+        for column in COMPARED
+        if recorded[column] != getattr(point, column)
+    ]
+    return Reproduction(len(curve), tuple(differences))
+
+
+def _recorded(run_directory: Path, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        results = load(run_directory)
+    except FileNotFoundError as error:
+        raise ExperimentError([str(error)]) from None
+    trials = results.trials[results.trials.trial_id == trial_id]
+    if trials.empty:
+        known = ", ".join(results.trials.trial_id)
+        raise ExperimentError([f"{run_directory}: no trial {trial_id!r}; it has {known}"])
+    curve = results.metrics[results.metrics.trial_id == trial_id].sort_values("evaluation")
+    if curve.empty:
+        raise ExperimentError([f"{run_directory}: {trial_id} has no evaluation to compare with"])
+    return trials.iloc[0].to_dict(), curve.to_dict("records")

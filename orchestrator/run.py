@@ -1,0 +1,178 @@
+"""``python -m orchestrator.run``: parse, validate, run the search, print the table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.experiment import Experiment
+    from orchestrator.prepare import Prepared
+
+EXAMPLES = """\
+examples:
+  python -m orchestrator.run
+      the built-in comparison: no download, a few minutes at first, then about one
+  python -m orchestrator.run experiments/sst2.yaml --dry-run
+      check everything and print the plan
+  python -m orchestrator.run experiments/sst2.yaml --methods lora,full --set search.trials=20
+  python -m orchestrator.run experiments/sst2.yaml --name local \\
+      --set data.train=train.tsv --set data.validation=dev.tsv --set 'data.columns=[sentence, label]'
+      the same experiment on files of your own
+  python -m orchestrator.run --reproduce runs/sst2-gpt2 lora-003
+      train one recorded trial again and say whether it came out the same
+
+Results are Parquet files: pandas.read_parquet("runs/NAME/trials.parquet").
+Exit status: 0 done, 1 a reproduction that differs or no trial finished, 2 wrong input, 130 interrupted.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.run",
+        description="Compare ways to fine-tune a model: search each method's hyperparameters under equal "
+        "budgets and collect every trial's metrics and costs in Parquet files.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "experiment", nargs="?", type=Path, help="YAML file; without it, the built-in comparison"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a setting, such as search.trials=20 or methods.lora.rank=[4,8]; may be repeated",
+    )
+    parser.add_argument("--methods", metavar="A,B", help="only these of the experiment's methods")
+    parser.add_argument("--name", help="name of the run; its directory is STORAGE/NAME")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
+    parser.add_argument(
+        "--reproduce",
+        nargs=2,
+        metavar=("RUN", "TRIAL"),
+        help="train a recorded trial again from its row and compare the numbers",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = make_parser().parse_args(arguments)
+    # Imported after parsing, so that --help and a mistyped option answer at once.
+    from orchestrator.experiment import ExperimentError
+
+    try:
+        if options.reproduce:
+            return _reproduce(Path(options.reproduce[0]), options.reproduce[1])
+        return _run(options)
+    except ExperimentError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted before the search began; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from orchestrator.experiment import load_experiment
+    from orchestrator.plan import plan, render
+    from orchestrator.prepare import check_run_directory, prepare
+
+    methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
+    experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
+    if not options.dry_run:
+        check_run_directory(experiment)
+    prepared = prepare(experiment, lambda line: print(line, flush=True))
+    if options.dry_run:
+        Console().print(render(plan(experiment, prepared)))
+        return 0
+    return _search(experiment, prepared)
+
+
+def _search(experiment: Experiment, prepared: Prepared) -> int:
+    from orchestrator.progress import quiet
+
+    directory = experiment.run_directory
+    directory.mkdir(parents=True)
+    log = directory / "log.txt"
+    (directory / "experiment.json").write_text(experiment.model_dump_json(indent=2) + "\n")
+    with quiet(log) as console:
+        console.print(f"{experiment.name}: results in {directory}, log in {log}", highlight=False)
+        return _search_quietly(experiment, prepared, directory, console)
+
+
+def _search_quietly(
+    experiment: Experiment, prepared: Prepared, directory: Path, console: Console
+) -> int:
+    import ray
+
+    from orchestrator.progress import Display, final_table, time_spent
+    from orchestrator.provenance import collect_provenance
+    from orchestrator.recorder import Recorder
+    from orchestrator.search import search, slots
+
+    cluster = connect()
+    concurrent = slots(experiment, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
+    evaluations = {method: experiment.most_evaluations(method) for method in experiment.methods}
+    started = time.time()
+    try:
+        with Display(console, list(experiment.methods), experiment.search.trials, evaluations) as display:
+            recorder = Recorder(experiment, collect_provenance(prepared), directory, display)
+            try:
+                search(experiment, prepared, directory, recorder, concurrent)
+            finally:
+                recorder.close()
+    finally:
+        ray.shutdown()
+    seconds = time.time() - started
+    trials = list(recorder.trials.values())
+    first = min((trial.started_at.timestamp() for trial in trials if trial.started_at), default=started)
+    console.print(final_table(list(experiment.methods), trials))
+    console.print(time_spent(trials, concurrent, seconds, first - started), highlight=False)
+    console.print(f'pandas.read_parquet("{directory}/trials.parquet")', highlight=False, soft_wrap=True)
+    planned = experiment.search.trials * len(experiment.methods)
+    if sum(trial.status != "interrupted" for trial in trials) < planned:
+        console.print(
+            f"interrupted: what finished is kept in {directory}", highlight=False, soft_wrap=True
+        )
+        return 130
+    return 0 if any(trial.best for trial in trials) else 1
+
+
+def connect() -> dict[str, float]:
+    """Start Ray on this machine, or join the cluster RAY_ADDRESS names, and return what it has."""
+    import logging
+
+    import ray
+
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def _reproduce(run_directory: Path, trial_id: str) -> int:
+    from orchestrator.reproduce import reproduce
+
+    outcome = reproduce(run_directory, trial_id, lambda line: print(line, flush=True))
+    if not outcome.differences:
+        print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")
+        return 0
+    print(f"{trial_id}: not the same")
+    print("\n".join(outcome.differences))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
