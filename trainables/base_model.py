@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
+from trainables.errors import InputError
 from trainables.settings import ModelSettings
+
+LINEAR_LAYERS = (nn.Linear, Conv1D)
+"""Layers that adapters attach to and that quantization replaces; GPT-2's Conv1D is a transposed Linear."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +37,189 @@ class BaseModel:
     settings: ModelSettings
     path: str  # what from_pretrained takes: hub id or absolute directory (the cache's for 'embedded')
     config: dict[str, Any]  # AutoConfig's dict, with num_labels, id2label, label2id and pad_token_id set
-    weights: dict[str, NDArray[Any]]  # by AutoModelForSequenceClassification parameter name; bfloat16 as uint16
+    weights: Mapping[str, NDArray[Any]]  # by parameter name, without the head; bfloat16 as uint16
     fingerprint: str  # sha256 of names, shapes and bytes of the weights
 
-    @property
-    def parameter_count(self) -> int:
-        return sum(int(np.prod(w.shape)) for w in self.weights.values())
+
+def resolve_path(settings: ModelSettings, report: Callable[[str], None] = print) -> str:
+    """Return what ``from_pretrained`` takes: the cache's directory, an absolute directory or a hub id.
+
+    Raises:
+        InputError: if a path that looks like a directory has no model in it.
+    """
+    if settings.path == "embedded":
+        from trainables.embedded import embedded_model_directory
+
+        return str(embedded_model_directory(report))
+    directory = Path(settings.path).expanduser()
+    if directory.is_dir():
+        _check_model_directory(directory, settings.allow_pickle)
+        return str(directory.resolve())
+    if directory.exists() or settings.path.startswith((".", "/", "~")):
+        raise InputError("model.path", f"no such directory: {settings.path}; expected a model's directory")
+    return settings.path
+
+
+def _check_model_directory(directory: Path, allow_pickle: bool) -> None:
+    if not (directory / "config.json").is_file():
+        raise InputError("model.path", f"{directory} has no config.json; expected a saved transformers model")
+    if any(directory.glob("*.safetensors")):
+        return
+    if not any(directory.glob("*.bin")):
+        raise InputError("model.path", f"{directory} has no weights; expected *.safetensors beside config.json")
+    if not allow_pickle:
+        raise InputError(
+            "model.path",
+            f"{directory} has pickled weights only, which can run code when loaded; expected *.safetensors. "
+            "Convert them, or set model.allow_pickle: true if you trust their author",
+        )
+
+
+def load_tokenizer(settings: ModelSettings, report: Callable[[str], None] = print) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; one without a padding token pads with its end-of-text token.
+
+    Raises:
+        InputError: if there is none, or it has neither token.
+    """
+    path = resolve_path(settings, report)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except Exception as error:
+        raise InputError("model.path", f"no tokenizer could be loaded from {path}: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError("model.path", f"the tokenizer of {path} has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    settings: ModelSettings,
+    labels: Sequence[str],
+    pad_token_id: int,
+    report: Callable[[str], None] = print,
+) -> BaseModel:
+    """Load the base weights.
+
+    The classification head never comes from the checkpoint: each trial initializes its own from its seed.
+
+    Arguments:
+        settings: which model.
+        labels: label names in the order of their indices.
+        pad_token_id: the tokenizer's, written into the configuration.
+        report: is told what takes long.
+
+    Raises:
+        InputError: if the model cannot be loaded, with the reason.
+    """
+    path = resolve_path(settings, report)
+    common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(path, **common)
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.pad_token_id = pad_token_id
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=None if settings.allow_pickle else True,
+            ignore_mismatched_sizes=True,
+            **common,
+        )
+    except Exception as error:
+        raise InputError(
+            "model.path",
+            f"{path} could not be loaded: {_first_line(error)}; expected a hub id that can be reached, or a "
+            "directory, of an architecture with a sequence classification head and safetensors weights",
+        ) from error
+    prefix = f"{model.base_model_prefix}."
+    weights = {
+        name: _to_numpy(tensor) for name, tensor in model.state_dict().items() if name.startswith(prefix)
+    }
+    return BaseModel(settings, path, model.config.to_dict(), weights, _fingerprint(weights))
+
+
+def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
+    """Rebuild the model around views of the shared weights, with a head initialized from ``seed``.
+
+    The views may be read-only; call :func:`own_trainable_parameters` before training.
+    """
+    config = AutoConfig.for_model(**base.config)
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            config,
+            dtype=getattr(torch, base.settings.dtype),
+            trust_remote_code=base.settings.trust_remote_code,
+        )
+    model.load_state_dict({name: _to_torch(w) for name, w in base.weights.items()}, strict=False, assign=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in head_modules(model).values():
+            for layer in module.modules():
+                model._init_weights(layer)
+    model.config.name_or_path = base.path
+    model.name_or_path = base.path
+    return model
+
+
+def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the top-level modules beside the base: the classification head."""
+    return {name: child for name, child in model.named_children() if name != model.base_model_prefix}
+
+
+def linear_layer_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the base's linear layers, such as ``c_attn`` or ``q_proj``, without the head's."""
+    names = (
+        name.rpartition(".")[2]
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, LINEAR_LAYERS)
+    )
+    return tuple(dict.fromkeys(names))
+
+
+def check_target_modules(model: PreTrainedModel, names: Sequence[str], key: str) -> None:
+    """Check that adapters can attach to each of ``names``.
+
+    Raises:
+        InputError: naming the unknown ones and the known ones.
+    """
+    known = linear_layer_names(model)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(key, f"no layer is named {', '.join(unknown)}; this model has {', '.join(known)}")
+
+
+def own_trainable_parameters(model: nn.Module) -> None:
+    """Give each parameter that will be trained memory of its own, in place of a shared view."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.clone()
+
+
+def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.contiguous().view(torch.uint16).numpy())
+    return np.asarray(tensor.contiguous().numpy())
+
+
+def _to_torch(array: NDArray[Any]) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def _fingerprint(weights: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {weights[name].shape}".encode())
+        digest.update(np.ascontiguousarray(weights[name]).data)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,94 @@
+"""Time, memory and sizes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_PROCESS = Path("/proc/self")
+
+
+class Stopwatch:
+    """Add up the seconds of the blocks it is wrapped around, the device's queued work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        synchronize(self._device)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronize(self._device)
+            self.seconds += time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new high-water mark."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        (_PROCESS / "clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
+    """Return the bytes of the high-water mark and how they were measured; nulls where neither can be read.
+
+    On CUDA it is the allocator's. On Linux it is the process's own ``VmHWM`` (proc(5)), interpreter and
+    libraries included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "cuda_allocator"
+    if sys.platform != "linux":
+        return None, None
+    for line in (_PROCESS / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024, "process_high_water"
+    return None, None
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the bytes of parameters and buffers as loaded, quantization state included."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    sizes = (tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
+    return sum(sizes) + sum(_quant_state_bytes(state) for state in states if state is not None)
+
+
+def _quant_state_bytes(state: Any) -> int:
+    tensors = [state.absmax, state.code, state.offset]
+    if state.state2 is not None:
+        tensors += [state.state2.absmax, state.state2.code]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return trainable and total parameters, quantized ones counted as unquantized."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(
+        _numel(parameter)
+        for name, parameter in model.named_parameters()
+        if ".original_module." not in name  # PEFT's untrained copy of the head
+    )
+    return trainable, total
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())

@@ -1,0 +1,24 @@
+"""DoRA, weight-decomposed low-rank adaptation (Liu et al. 2024, https://arxiv.org/abs/2402.09353)."""
+
+from __future__ import annotations
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from trainables.methods.lora import LoraSettings, wrap_low_rank
+from trainables.methods.method import Method
+
+
+def wrap(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
+    """Attach DoRA adapters, which learn each weight's direction and magnitude apart."""
+    return wrap_low_rank(model, settings, use_dora=True)
+
+
+DORA = Method(
+    kind="dora",
+    settings=LoraSettings,
+    wrap=wrap,
+    checkpoint_kind="adapter",
+    published_default={"rank": 32, "alpha": 64, "learning_rate": 2e-4},
+    source="Liu et al. 2024, table 8: LLaMA-7B",
+)

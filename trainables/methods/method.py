@@ -1,0 +1,32 @@
+"""What a method is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from trainables.settings import Settings
+
+
+class MethodSettings(Settings):
+    """A method's own hyperparameters; those of training are in ``TrainingSettings``."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fine-tune: how to wrap the base model, and nothing else.
+
+    ``wrap(model, settings)`` returns the model to train, with ``requires_grad`` set as the method wants.
+    """
+
+    kind: str
+    settings: type[MethodSettings]
+    wrap: Callable[[PreTrainedModel, Any], nn.Module]
+    checkpoint_kind: Literal["adapter", "full"]
+    published_default: Mapping[str, object]  # first trial of every study
+    source: str  # where that default was published
+    quantized: bool = False  # whether wrap replaces the base's linear layers by 4-bit ones
