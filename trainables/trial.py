@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
 
-from trainables.base_model import BaseModel
+import numpy as np
+import torch
+from torch import nn
+
+from trainables.base_model import BaseModel, build_model, own_trainable_parameters
+from trainables.batches import batches
+from trainables.checkpoints import Checkpoint, save_checkpoint
 from trainables.data import TokenizedData
-from trainables.methods import MethodSettings
+from trainables.errors import DivergedError
+from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
+from trainables.methods import METHODS, MethodSettings
 from trainables.settings import TrainingSettings
+from trainables.training import RandomStream, Scores, evaluate, make_optimizer, train_step
 
 
 @dataclass(frozen=True)
@@ -23,16 +34,6 @@ class TrialSpec:
     settings: MethodSettings  # the method's own hyperparameters
     training: TrainingSettings
     threads: int = 1  # torch threads on a CPU
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk."""
-
-    path: str  # directory
-    kind: str  # "adapter" or "full"
-    bytes: int  # of all files in the directory
-    sha256: str  # of the weights file
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,127 @@ class Evaluation:
     device: str  # such as "cpu" or "cuda:NVIDIA H200"
 
 
+@dataclass(frozen=True)
+class ModelSummary:
+    """What a method makes of the base model."""
+
+    trainable_parameters: int
+    total_parameters: int
+    model_bytes: int
+
+
 def run_trial(
     spec: TrialSpec, data: TokenizedData, base: BaseModel, checkpoint_directory: Path | None
 ) -> Iterator[Evaluation]:
-    """Train one trial, yielding an evaluation ``evaluations_per_epoch`` times per epoch."""
-    raise NotImplementedError
+    """Train one trial, yielding an evaluation ``evaluations_per_epoch`` times per epoch.
+
+    Arguments:
+        spec: what to train.
+        data: its train and validation splits are used; test is not touched.
+        base: the base model's shared weights.
+        checkpoint_directory: keeps the best checkpoint so far; None keeps none.
+
+    Raises:
+        DivergedError: if a loss is no longer finite.
+        torch.OutOfMemoryError: if the device's memory runs out.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(spec.threads)
+    reset_peak_memory(device)
+    setup, training, evaluating = Stopwatch(device), Stopwatch(device), Stopwatch(device)
+    settings = spec.training
+    stream = RandomStream(spec.seed, device)
+    steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
+    total_steps = settings.epochs * steps_per_epoch
+    evaluation_steps = _evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
+    with setup.running(), stream.active():
+        model = wrap_base(base, spec.kind, spec.settings, spec.seed).to(device)
+        optimizer, schedule = make_optimizer(model, settings, total_steps)
+        trainable, total = count_parameters(model)
+        loaded_bytes = model_bytes(model)
+        order = np.random.default_rng(spec.seed)
+        epochs = (batches(data.train, settings.batch_size, data.pad_token_id, order) for _ in repeat(None))
+        training_batches = chain.from_iterable(epochs)
+        model.train()
+
+    best: Scores | None = None
+    step = examples = tokens = 0
+    for number, last_step in enumerate(evaluation_steps, start=1):
+        loss_sum, seen = torch.zeros((), device=device), 0
+        with training.running(), stream.active():
+            for batch in islice(training_batches, last_step - step):
+                loss = train_step(model, batch.to(device), optimizer, schedule, settings.max_gradient_norm)
+                loss_sum += loss * len(batch.positions)
+                seen += len(batch.positions)
+                tokens += batch.tokens
+            train_loss = loss_sum.item() / seen
+        step, examples = last_step, examples + seen
+        if not math.isfinite(train_loss):
+            raise DivergedError(f"the training loss became {train_loss} by step {step}")
+        with evaluating.running():
+            validation = batches(data.validation, settings.evaluation_batch_size, data.pad_token_id)
+            scores = evaluate(model, validation, data.validation.labels, device)
+        is_best = best is None or (scores.accuracy, -scores.loss) > (best.accuracy, -best.loss)
+        checkpoint = None
+        if is_best:
+            best = scores
+            checkpoint = save_checkpoint(model, checkpoint_directory) if checkpoint_directory else None
+        peak, source = peak_memory(device)
+        yield Evaluation(
+            evaluation=number,
+            step=step,
+            epoch=step / steps_per_epoch,
+            examples=examples,
+            tokens=tokens,
+            train_loss=train_loss,
+            validation_loss=scores.loss,
+            validation_accuracy=scores.accuracy,
+            validation_macro_f1=scores.macro_f1,
+            train_seconds=training.seconds,
+            evaluation_seconds=evaluating.seconds,
+            setup_seconds=setup.seconds,
+            peak_memory_bytes=peak,
+            peak_memory_source=source,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            model_bytes=loaded_bytes,
+            is_best=is_best,
+            is_last=step == total_steps,
+            checkpoint=checkpoint,
+            device=_device_name(device),
+        )
+
+
+def wrap_base(base: BaseModel, kind: str, settings: MethodSettings, seed: int) -> nn.Module:
+    """Build the base model with a head from ``seed`` and let the method wrap it."""
+    model = METHODS[kind].wrap(build_model(base, seed), settings)
+    own_trainable_parameters(model)
+    return model
+
+
+def describe(base: BaseModel, kind: str, settings: MethodSettings) -> ModelSummary:
+    """Say how large a trial's model will be, by building it."""
+    model = wrap_base(base, kind, settings, seed=0)
+    return ModelSummary(*count_parameters(model), model_bytes(model))
+
+
+def failure_status(error: Exception) -> str:
+    """Return the status of a trial that raised ``error``: diverged, out_of_memory or failed."""
+    if isinstance(error, DivergedError):
+        return "diverged"
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    cpu_allocator = isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu_allocator:
+        return "out_of_memory"
+    return "failed"
+
+
+def _evaluation_steps(total_steps: int, evaluations: int) -> list[int]:
+    """Spread evaluations evenly; the last comes after the last step. Fewer steps make fewer evaluations."""
+    steps = [round(number * total_steps / evaluations) for number in range(1, evaluations + 1)]
+    return [step for step in dict.fromkeys(steps) if step > 0]
+
+
+def _device_name(device: torch.device) -> str:
+    return f"cuda:{torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"

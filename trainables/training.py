@@ -1,0 +1,137 @@
+"""Training and evaluation: plain functions over torch objects, shared by all methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_linear_schedule_with_warmup
+
+from trainables.batches import Batch
+from trainables.errors import DivergedError
+from trainables.settings import TrainingSettings
+
+
+class RandomStream:
+    """A torch random state of its own, so that nothing that runs before or between changes its numbers."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        with torch.random.fork_rng(devices=self._cuda_devices()):
+            torch.manual_seed(seed)
+            self._state = self._read()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Draw from this stream inside the block; leave torch's own state as it was."""
+        with torch.random.fork_rng(devices=self._cuda_devices()):
+            torch.set_rng_state(self._state[0])
+            if self._state[1] is not None:
+                torch.cuda.set_rng_state(self._state[1], self._device)
+            yield
+            self._state = self._read()
+
+    def _read(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        on_cuda = self._device.type == "cuda"
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if on_cuda else None
+
+    def _cuda_devices(self) -> list[torch.device]:
+        return [self._device] if self._device.type == "cuda" else []
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Outcome of an evaluation."""
+
+    loss: float  # mean cross-entropy in nats
+    accuracy: float  # 0 to 1
+    macro_f1: float  # 0 to 1
+    logits: NDArray[np.float32]  # [examples, labels], in the order of the split
+
+
+def make_optimizer(
+    model: nn.Module, settings: TrainingSettings, total_steps: int
+) -> tuple[AdamW, LRScheduler]:
+    """Make AdamW over the trainable parameters (Loshchilov and Hutter 2019) with linear warm-up and decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    warmup_steps = math.ceil(settings.warmup_fraction * total_steps)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
+
+
+def train_step(
+    model: nn.Module, batch: Batch, optimizer: AdamW, schedule: LRScheduler, max_gradient_norm: float
+) -> torch.Tensor:
+    """Take one optimizer step on a batch and return its mean loss, a detached scalar on its device."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    loss = cross_entropy(logits.float(), batch.labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), max_gradient_norm)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], labels: NDArray[np.int64], device: torch.device
+) -> Scores:
+    """Evaluate a model in eval mode, without gradients; put it back in the mode it was in.
+
+    Arguments:
+        model: any sequence classification model.
+        batches: each example of a split once.
+        labels: [examples] right label indices, in the order of the split.
+        device: where the model is.
+
+    Raises:
+        DivergedError: if the loss is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    rows, positions = [], []
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                moved = batch.to(device)
+                output = model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
+                rows.append(output.logits.float().cpu())
+                positions.append(batch.positions)
+    finally:
+        model.train(was_training)
+    by_batch = torch.cat(rows)
+    logits = torch.empty_like(by_batch)
+    logits[torch.from_numpy(np.concatenate(positions))] = by_batch
+    return score(logits, labels)
+
+
+def score(logits: torch.Tensor, labels: NDArray[np.int64]) -> Scores:
+    """Compare logits ``[examples, labels]`` with the right labels ``[examples]``."""
+    loss = cross_entropy(logits, torch.from_numpy(np.array(labels))).item()
+    if not math.isfinite(loss):
+        raise DivergedError(f"the validation loss became {loss}")
+    predictions = logits.argmax(dim=1).numpy()
+    return Scores(
+        loss=loss,
+        accuracy=float((predictions == labels).mean()),
+        macro_f1=macro_f1(predictions, labels),
+        logits=logits.numpy(),
+    )
+
+
+def macro_f1(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+    """Return the unweighted mean of F1 = 2TP / (2TP + FP + FN) over the labels that occur on either side."""
+    scores = []
+    for label in np.union1d(predictions, labels):
+        hits = np.sum((predictions == label) & (labels == label))
+        scores.append(2 * hits / (np.sum(predictions == label) + np.sum(labels == label)))
+    return float(np.mean(scores))
