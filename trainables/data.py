@@ -1,11 +1,50 @@
-"""Examples: read, split, sampled, tokenized once, and drawn in length-bucketed batches."""
+"""Examples: split by a recorded rule, sampled, tokenized once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from trainables.errors import InputError
+from trainables.settings import DataSettings
+from trainables.sources import Column, read_split
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """Examples of one split."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: NDArray[np.int64]  # [examples]
+    example_ids: NDArray[np.int64]  # [examples]; row number in the source
+    origin: str  # in words
+
+    def take(self, rows: NDArray[np.int64], origin: str) -> RawSplit:
+        """Keep some rows, in their order."""
+        return RawSplit(
+            [self.texts[row] for row in rows],
+            [self.pairs[row] for row in rows] if self.pairs is not None else None,
+            self.labels[rows],
+            self.example_ids[rows],
+            origin,
+        )
+
+
+@dataclass(frozen=True)
+class RawData:
+    """All splits before tokenization."""
+
+    train: RawSplit
+    validation: RawSplit
+    test: RawSplit
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -31,4 +70,167 @@ class TokenizedData:
     labels: tuple[str, ...]  # label names, in the order of their indices
     pad_token_id: int
     fingerprint: str  # sha256 of all the above
-    splits: dict[str, str]  # how each split was made: {"validation": "file dev.tsv, 872 examples", ...}
+    splits: Mapping[str, str]  # how each split was made, in words
+
+
+def read_data(settings: DataSettings, seed: int) -> RawData:
+    """Read all splits, cut what is missing from train, and take the samples asked for.
+
+    A validation or test split that is not given, or a test split without labels, is cut from train by a
+    seeded, stratified rule, before ``max_train_examples`` is applied.
+
+    Raises:
+        InputError: for anything in the settings or the data that is not right.
+    """
+    source = read_split(settings, "data.train", settings.train)
+    labels = _label_names(source)
+    train = _number(source, labels, "data.train")
+    validation = _read_optional(settings, "data.validation", settings.validation, labels)
+    test = _read_optional(settings, "data.test", settings.test, labels)
+    if test is None:
+        train, test = _cut(train, settings.test_fraction, seed, "test")
+    if validation is None:
+        train, validation = _cut(train, settings.validation_fraction, seed, "validation")
+    train = _sample(train, settings.max_train_examples, seed, "data.max_train_examples")
+    validation = _sample(validation, settings.max_validation_examples, seed, "data.max_validation_examples")
+    seen = set(train.texts)
+    return RawData(train, _note_overlap(validation, seen), _note_overlap(test, seen), labels)
+
+
+def load_data(raw: RawData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedData:
+    """Tokenize all splits once, cut to ``max_length`` tokens, without padding."""
+    splits = {"train": raw.train, "validation": raw.validation, "test": raw.test}
+    tokenized = {name: _tokenize(split, tokenizer, max_length) for name, split in splits.items()}
+    pad_token_id = tokenizer.pad_token_id
+    assert isinstance(pad_token_id, int)
+    return TokenizedData(
+        **tokenized,
+        labels=raw.labels,
+        pad_token_id=pad_token_id,
+        fingerprint=_fingerprint(tokenized, raw.labels, pad_token_id),
+        splits={name: f"{len(split.texts):,} examples, {split.origin}" for name, split in splits.items()},
+    )
+
+
+def stratified_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Order rows so that every prefix has each label's share to within one example.
+
+    Rows of a label are shuffled by the seed; the k-th of n rows stands at (k + 1/2) / n. Prefixes are
+    nested: a smaller sample is part of a larger one.
+    """
+    generator = np.random.default_rng(seed)
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.argsort(places, kind="stable")
+
+
+def _label_names(column: Column) -> tuple[str, ...]:
+    if column.label_names is not None:
+        return column.label_names
+    names = sorted({_label_name(label) for label in column.labels}, key=_label_order)
+    return tuple(names)
+
+
+def _label_name(label: Any) -> str:
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return str(label).strip()
+
+
+def _label_order(name: str) -> tuple[int, int, str]:
+    """Numbers in numeric order, then words."""
+    is_number = name.lstrip("-").isdecimal()
+    return (0, int(name), name) if is_number else (1, 0, name)
+
+
+def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
+    if not column.texts:
+        raise InputError(key, f"{column.origin} is empty; expected at least one example")
+    if column.label_names is not None:
+        indices = np.array(column.labels, dtype=np.int64)
+    else:
+        index_of = {name: index for index, name in enumerate(labels)}
+        names = [_label_name(label) for label in column.labels]
+        unknown = sorted(set(names) - set(labels))
+        if unknown:
+            raise InputError(
+                key, f"{column.origin} has label {unknown[0]!r}, which train has not; it has {', '.join(labels)}"
+            )
+        indices = np.array([index_of[name] for name in names], dtype=np.int64)
+    split = RawSplit(column.texts, column.pairs, indices, np.arange(len(indices)), column.origin)
+    if key == "data.train" and len(np.unique(indices)) < 2:
+        raise InputError(
+            "data.label", f"{column.origin} has one class only, {labels[indices[0]]!r}; expected two or more"
+        )
+    return split
+
+
+def _read_optional(
+    settings: DataSettings, key: str, name: str | None, labels: Sequence[str]
+) -> RawSplit | None:
+    if name is None:
+        return None
+    column = read_split(settings, key, name)
+    # GLUE's test splits carry -1 for every label.
+    if key == "data.test" and column.labels and all(label == -1 for label in column.labels):
+        return None
+    return _number(column, labels, key)
+
+
+def _cut(train: RawSplit, fraction: float, seed: int, name: str) -> tuple[RawSplit, RawSplit]:
+    count = max(1, round(fraction * len(train.texts)))
+    order = stratified_order(train.labels, seed)
+    rule = f"cut from {train.origin} ({fraction:.0%}, stratified, seed {seed})"
+    rest = train.take(np.sort(order[count:]), f"{train.origin} less {name}")
+    if len(np.unique(rest.labels)) < 2:
+        raise InputError(
+            f"data.{name}", f"{train.origin} is too small to cut {name} from it; give data.{name} a file or split"
+        )
+    return rest, train.take(np.sort(order[:count]), rule)
+
+
+def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit:
+    if count is None or count >= len(split.texts):
+        return split
+    rows = np.sort(stratified_order(split.labels, seed)[:count])
+    sample = split.take(rows, f"sample of {len(split.texts):,} of {split.origin} (stratified, seed {seed})")
+    missing = set(np.unique(split.labels)) - set(np.unique(sample.labels))
+    if missing:
+        raise InputError(key, f"{count} examples are too few for every label of {split.origin} to be among them")
+    return sample
+
+
+def _note_overlap(split: RawSplit, train_texts: set[str]) -> RawSplit:
+    count = sum(text in train_texts for text in split.texts)
+    return replace(split, origin=f"{split.origin}; {count:,} also occur in train") if count else split
+
+
+def _tokenize(split: RawSplit, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSplit:
+    encoded = tokenizer(
+        split.texts,
+        split.pairs,
+        truncation=True,
+        max_length=min(max_length, tokenizer.model_max_length),
+        padding=False,
+        return_attention_mask=False,
+    )["input_ids"]
+    # A text may have no token that the tokenizer knows; the model still needs one position.
+    rows = [ids or [tokenizer.pad_token_id] for ids in encoded]
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    return TokenizedSplit(
+        tokens=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in rows]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=split.labels,
+        example_ids=split.example_ids,
+    )
+
+
+def _fingerprint(splits: Mapping[str, TokenizedSplit], labels: Sequence[str], pad_token_id: int) -> str:
+    digest = hashlib.sha256(repr((tuple(labels), pad_token_id)).encode())
+    for name, split in splits.items():
+        digest.update(name.encode())
+        for array in (split.tokens, split.offsets, split.labels, split.example_ids):
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

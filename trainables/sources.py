@@ -1,0 +1,146 @@
+"""Where examples come from: hub datasets, local files, or the embedded dataset."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trainables.errors import InputError
+from trainables.settings import DataSettings
+
+FILE_KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Examples as they were read, before labels are numbered."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[Any]
+    label_names: tuple[str, ...] | None  # where the source names its integer labels
+    origin: str  # "train of glue/sst2", "file dev.tsv"
+
+
+def read_split(settings: DataSettings, key: str, split: str) -> Column:
+    """Read one split: the file ``split`` if there is one, else that split of ``settings.path``.
+
+    Arguments:
+        settings: the experiment's.
+        key: which of its keys named the split, such as ``data.train``.
+        split: file or name.
+
+    Raises:
+        InputError: for anything that cannot be read or is not as the settings say.
+    """
+    file = Path(split).expanduser()
+    if file.is_file():
+        frame, names = _read_file(file, key, settings.columns), None
+        origin = f"file {file.name}"
+    elif settings.path == "embedded":
+        return _read_embedded(key, split)
+    elif settings.path is None or file.suffix in FILE_KINDS or "/" in split:
+        raise InputError(key, f"no such file: {split}")
+    else:
+        frame, names = _read_hub(settings, key, split)
+        origin = f"{split} of {'/'.join(filter(None, (settings.path, settings.config)))}"
+    return _check_columns(frame, settings, origin, names)
+
+
+def _read_file(file: Path, key: str, columns: Sequence[str] | None) -> pd.DataFrame:
+    if file.suffix not in FILE_KINDS:
+        raise InputError(key, f"{file} ends in {file.suffix!r}; expected one of {', '.join(FILE_KINDS)}")
+    try:
+        frame = _parse(file, columns)
+    except (OSError, ValueError, csv.Error) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(key, f"{file} could not be read as {file.suffix[1:]}: {reason}") from error
+    if columns is not None:
+        if len(columns) != frame.shape[1]:
+            raise InputError(
+                "data.columns", f"names {len(columns)} columns, but {file} has {frame.shape[1]}"
+            )
+        frame.columns = pd.Index(columns)
+    return frame
+
+
+def _parse(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    header = 0 if columns is None else None
+    if file.suffix == ".csv":
+        return pd.read_csv(file, header=header, keep_default_na=False)
+    if file.suffix == ".tsv":
+        # Sentences hold bare quotes, and a tab-separated file has no use for quoting.
+        return pd.read_csv(
+            file, sep="\t", header=header, quoting=csv.QUOTE_NONE, keep_default_na=False
+        )
+    if file.suffix == ".parquet":
+        return pd.read_parquet(file)
+    return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False, convert_dates=False)
+
+
+def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
+    import datasets
+
+    assert settings.path is not None
+    try:
+        loaded = datasets.load_dataset(settings.path, settings.config, split=split)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # A wrong split name is the one failure that is not the dataset's.
+        where = key if "split" in reason.lower() else "data.path"
+        raise InputError(
+            where,
+            f"split {split!r} of {settings.path} could not be loaded: {reason}; expected a local file, or a "
+            "dataset of the hub, its configuration in data.config, and one of its splits",
+        ) from error
+    feature = loaded.features.get(settings.label)
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return loaded.to_pandas(), names
+
+
+def _read_embedded(key: str, split: str) -> Column:
+    from trainables.embedded import LABELS, embedded_splits
+
+    splits = embedded_splits()
+    if split not in splits:
+        raise InputError(key, f"the embedded dataset has no split {split!r}; it has {', '.join(splits)}")
+    texts, labels = splits[split]
+    return Column(list(texts), None, list(labels), LABELS, f"{split} of the embedded dataset")
+
+
+def _check_columns(
+    frame: pd.DataFrame, settings: DataSettings, origin: str, names: tuple[str, ...] | None
+) -> Column:
+    if settings.text == settings.label:
+        raise InputError("data.label", f"is the same column as data.text: {settings.text!r}")
+    text = _texts(frame, "data.text", settings.text, origin)
+    pairs = None
+    if settings.text_pair is not None:
+        pairs = _texts(frame, "data.text_pair", settings.text_pair, origin)
+    labels = _column(frame, "data.label", settings.label, origin)
+    empty = labels.isna() | (labels.astype(str).str.strip() == "")
+    if empty.any():
+        raise InputError("data.label", f"row {int(empty.to_numpy().argmax())} of {origin} has no label")
+    return Column(text, pairs, labels.tolist(), names, origin)
+
+
+def _texts(frame: pd.DataFrame, key: str, name: str, origin: str) -> list[str]:
+    values = _column(frame, key, name, origin).tolist()
+    for row, value in enumerate(values):
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(key, f"row {row} of {origin}: expected text in column {name!r}, got {value!r}")
+    return values
+
+
+def _column(frame: pd.DataFrame, key: str, name: str, origin: str) -> pd.Series[Any]:
+    matches = [column for column in frame.columns if column == name]
+    if len(matches) != 1:
+        known = ", ".join(map(repr, frame.columns))
+        what = "no column" if not matches else "more than one column"
+        raise InputError(key, f"{origin} has {what} {name!r}; it has {known}")
+    return frame[name]
