@@ -86,17 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from orchestrator.experiment import load_experiment
+    from orchestrator.loading import load_experiment
     from orchestrator.plan import plan, render
-    from orchestrator.prepare import check_run_directory, prepare
+    from orchestrator.prepare import check_resources, check_run_directory, prepare
 
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
+    where = str(options.experiment or "built-in experiment")
     experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
     if not options.dry_run:
-        check_run_directory(experiment)
-    prepared = prepare(experiment, lambda line: print(line, flush=True))
+        check_run_directory(experiment, where)
+    check_resources(experiment, *available_resources(), where)
+    prepared = prepare(experiment, lambda line: print(line, flush=True), where)
     if options.dry_run:
-        Console().print(render(plan(experiment, prepared)))
+        Console().print(render(experiment, prepared, plan(experiment, prepared)))
         return 0
     return _search(experiment, prepared)
 
@@ -149,6 +151,17 @@ def _search_quietly(
         )
         return 130
     return 0 if any(trial.best for trial in trials) else 1
+
+
+def available_resources() -> tuple[float, float]:
+    """Count this machine's CPUs and GPUs; a cluster's are not known before it is joined."""
+    import os
+
+    import torch
+
+    if os.environ.get("RAY_ADDRESS"):
+        return float("inf"), float("inf")
+    return float(os.cpu_count() or 1), float(torch.cuda.device_count())
 
 
 def connect() -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""Schedules trials; the only package that imports Ray."""

@@ -1,0 +1,207 @@
+"""The experiment: every setting, its unit, its default, its check."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from optuna.distributions import BaseDistribution
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from search_spaces import default_space, extremes, nearest, parse_distribution
+from search_spaces.parsing import parse_names, split_names
+from trainables.methods import METHODS
+from trainables.settings import DataSettings, ModelSettings, Settings, TrainingDefaults, TrainingSettings
+from trainables.trial import TrialSpec
+
+DEFAULT_METHODS = ("head", "full", "lora", "dora", "qlora")
+
+
+class ExperimentError(ValueError):
+    """Everything that is wrong with an experiment, one line each.
+
+    A line says where (file and key), what was found, what was expected and what to do.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class SearchSettings(Settings):
+    """The search phase."""
+
+    trials: int = Field(8, ge=1, description="trials per method")
+    sampler: Literal["tpe", "gp", "random", "cmaes"] = Field("tpe", description="Optuna's sampler")
+    early_stopping: Literal["asha", "none"] = Field("asha", description="what stops trials early")
+    grace_evaluations: int = Field(2, ge=1, description="evaluations before a trial may be stopped")
+    reduction_factor: int = Field(3, ge=2, description="ASHA lets one trial in this many pass a rung")
+    keep_checkpoints: int = Field(1, ge=1, description="best trials per method whose checkpoint is kept")
+
+
+class ResourceSettings(Settings):
+    """What one trial gets."""
+
+    cpus_per_trial: float = Field(1, gt=0, description="CPU cores; torch uses as many threads")
+    gpus_per_trial: float = Field(0, ge=0, description="GPUs; a fraction lets trials share one")
+    max_concurrent: int | None = Field(None, ge=1, description="trials at once; null is as many as fit")
+
+
+class MethodEntry(BaseModel):
+    """One entry of ``methods``: its kind and the search space that replaces parts of the default one."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = Field(description="a kind of method; the entry's own name unless given")
+
+    @property
+    def overrides(self) -> Mapping[str, object]:
+        """Hyperparameters as written in the file."""
+        return self.__pydantic_extra__ or {}
+
+    @cached_property
+    def space(self) -> dict[str, BaseDistribution]:
+        """All searched or fixed hyperparameters."""
+        return {
+            **default_space(self.kind),
+            **{name: _parse_hyperparameter(name, value) for name, value in self.overrides.items()},
+        }
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind not in METHODS:
+            raise ValueError(f"kind: unknown method {self.kind!r}; known: {', '.join(METHODS)}")
+        own, training = METHODS[self.kind].settings.model_fields, TrainingSettings.model_fields
+        problems = []
+        for name, value in self.overrides.items():
+            if name not in own and name not in training:
+                known = ", ".join((*own, *training))
+                problems.append(f"{name}: not a hyperparameter of {self.kind}; known: {known}")
+                continue
+            try:
+                _check_values(self.kind, name, value)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class Experiment(Settings):
+    """One comparison, as read from a YAML file; it owns the directory ``storage/name``."""
+
+    name: str = Field(
+        "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="plain file name"
+    )
+    seed: int = Field(0, ge=0, description="decides everything random, and changes it when changed")
+    model: ModelSettings = Field(ModelSettings(), description="the base model")
+    data: DataSettings = Field(DataSettings(), description="the examples")
+    training: TrainingDefaults = Field(TrainingDefaults(), description="what methods share in training")
+    search: SearchSettings = Field(SearchSettings(), description="the search phase")
+    methods: dict[str, MethodEntry] = Field(
+        {name: MethodEntry(kind=name) for name in DEFAULT_METHODS}, min_length=1, description="what is compared"
+    )
+    resources: ResourceSettings = Field(ResourceSettings(), description="what one trial gets")
+    storage: str = Field("runs", min_length=1, description="directory of run directories")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_kinds(cls, values: Any) -> Any:
+        """Let an entry's name be its kind; an empty entry is the default one."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("methods"), Mapping):
+            return values
+        entries = {
+            name: {"kind": name, **entry} if isinstance(entry, Mapping) else {"kind": name} if entry is None else entry
+            for name, entry in values["methods"].items()
+        }
+        return {**values, "methods": entries}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.methods:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"methods.{name}: expected letters, digits, '_' and '-' in a method's name")
+        return self
+
+    @property
+    def run_directory(self) -> Path:
+        """The directory that the experiment owns, absolute."""
+        return (Path(self.storage).expanduser() / self.name).absolute()
+
+    def space(self, method: str) -> dict[str, BaseDistribution]:
+        """Return a method's search space."""
+        return self.methods[method].space
+
+    def first_trial(self, method: str) -> dict[str, Any]:
+        """Return a method's published default, moved to the nearest member of its search space."""
+        entry = self.methods[method]
+        known = {**self.training.model_dump(), **METHODS[entry.kind].published_default}
+        own = METHODS[entry.kind].settings.model_fields
+        defaults = {name: field.default for name, field in own.items()} | known
+        return {
+            name: nearest(distribution, defaults.get(name)) for name, distribution in entry.space.items()
+        }
+
+    def most_evaluations(self, method: str) -> int:
+        """Return the evaluations of a method's longest trial."""
+        space = self.space(method)
+        longest = {
+            name: max(extremes(space[name])) if name in space else getattr(self.training, name)
+            for name in ("epochs", "evaluations_per_epoch")
+        }
+        return int(longest["epochs"] * longest["evaluations_per_epoch"])
+
+    def trial_spec(self, method: str, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
+        """Return what the ``number``-th trial of a method is made of; its seed depends on nothing else."""
+        kind = self.methods[method].kind
+        own = METHODS[kind].settings.model_fields
+        values = {
+            name: split_names(value) if name == "target_modules" else value
+            for name, value in hyperparameters.items()
+        }
+        return TrialSpec(
+            trial_id=f"{method}-{number:03d}",
+            method=method,
+            kind=kind,
+            seed=derive_seed(self.seed, "search", method, number),
+            settings=METHODS[kind].settings(**{name: value for name, value in values.items() if name in own}),
+            training=TrainingSettings(
+                **{
+                    **self.training.model_dump(),
+                    **{name: value for name, value in values.items() if name not in own},
+                }
+            ),
+            threads=max(1, int(self.resources.cpus_per_trial)),
+        )
+
+
+def derive_seed(*parts: object) -> int:
+    """Hash an identity to a seed of 32 bits, the same on every machine."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _parse_hyperparameter(name: str, value: object) -> BaseDistribution:
+    return parse_names(value) if name == "target_modules" else parse_distribution(value)
+
+
+def _check_values(kind: str, name: str, value: object) -> None:
+    """Check every choice, or both ends of a range, as the method's or the training's settings would."""
+    for choice in extremes(_parse_hyperparameter(name, value)):
+        given = {name: split_names(choice) if name == "target_modules" else choice}
+        try:
+            if name in METHODS[kind].settings.model_fields:
+                METHODS[kind].settings(**given)
+            else:
+                TrainingSettings(**{"learning_rate": 1.0, **given})
+        except ValidationError as error:
+            detail = error.errors()[0]
+            raise ValueError(f"{_lower(detail['msg'])}, got {choice!r}") from None
+
+
+def _lower(message: str) -> str:
+    """Turn pydantic's "Input should be ..." into "expected ..."."""
+    return message.replace("Input should be", "expected", 1)

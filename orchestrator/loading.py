@@ -1,0 +1,163 @@
+"""An experiment from a YAML file and the command line, with every problem gathered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.experiment import Experiment, ExperimentError
+from trainables.methods import METHODS
+
+DEMO: Mapping[str, Any] = {
+    "name": "demo",
+    "data": {"max_train_examples": 1000},
+    "training": {"epochs": 3},
+    "search": {"trials": 4},
+}
+"""The built-in comparison: the embedded model on the embedded dataset."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which no key stands twice, and ``1e-5`` is a number."""
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def load_experiment(
+    file: Path | None,
+    overrides: Sequence[str] = (),
+    methods: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Experiment:
+    """Read an experiment.
+
+    Arguments:
+        file: YAML file; None is the built-in comparison.
+        overrides: ``dotted.key=value`` with a YAML value, in order.
+        methods: keep these of the experiment's methods only.
+        name: replaces the experiment's name.
+
+    Raises:
+        ExperimentError: with all problems found.
+    """
+    where = str(file) if file else "built-in experiment"
+    values = _read(file) if file else _copy(DEMO)
+    for override in overrides:
+        _apply(values, override)
+    if name is not None:
+        values["name"] = name
+    if methods is not None:
+        _select(values, methods, where)
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ExperimentError([f"{where}: {line}" for line in _lines(error)]) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ExperimentError([f"{file}: no such file; expected an experiment's YAML file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError([f"{file}: could not be read as a YAML file: {error}"]) from None
+    values = _parse_yaml(text, str(file))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ExperimentError([f"{file}: expected keys such as name and methods, got {type(values).__name__}"])
+    return values
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ExperimentError([f"{where}:{line} not valid YAML: {error.problem}"]) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ExperimentError([f"{where}: not valid YAML: {str(error).splitlines()[0]}"]) from None
+
+
+def _copy(values: Any) -> Any:
+    return {key: _copy(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ExperimentError([f"--set {override}: expected KEY=VALUE, such as search.trials=20"])
+    target = values
+    if parts[0] == "methods" and "methods" not in values:
+        values["methods"] = {method: {} for method in METHODS}
+    for part in parts[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise ExperimentError([f"--set {override}: {part} is a value and has no keys below it"])
+    target[parts[-1]] = _parse_yaml(text, f"--set {key}")
+
+
+def _select(values: dict[str, Any], methods: Sequence[str], where: str) -> None:
+    entries = values.get("methods")
+    if not isinstance(entries, Mapping):
+        entries = dict.fromkeys(METHODS)
+    unknown = [method for method in methods if method not in entries]
+    if unknown:
+        raise ExperimentError(
+            [f"--methods: {where} has no method {method!r}; it has {', '.join(entries)}" for method in unknown]
+        )
+    values["methods"] = {method: entries[method] for method in methods}
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """Write ``key: expected ..., got ...`` for each problem."""
+    lines = []
+    for detail in error.errors():
+        location = [str(part) for part in detail["loc"]]
+        key, kind, message = ".".join(location), detail["type"], detail["msg"]
+        if kind == "extra_forbidden":
+            lines.append(f"{key}: unknown key{_hint(location)}")
+        elif kind == "value_error":
+            problems = message.removeprefix("Value error, ").splitlines()
+            lines += [f"{key}.{problem}" if key else problem for problem in problems]
+        else:
+            found = repr(detail["input"]) if kind != "missing" else "nothing"
+            lines.append(f"{key}: {message.replace('Input should be', 'expected', 1)}, got {found[:80]}")
+    return lines
+
+
+def _hint(location: Sequence[str]) -> str:
+    """Name the keys known beside an unknown one, and the one probably meant."""
+    settings: type[BaseModel] = Experiment
+    for part in location[:-1]:
+        annotation = settings.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        settings = annotation
+    known = list(settings.model_fields)
+    close = difflib.get_close_matches(location[-1], known, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"{meant}; known: {', '.join(known)}"

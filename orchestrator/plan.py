@@ -1,0 +1,79 @@
+"""What a run would do, for ``--dry-run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.experiment import Experiment
+from orchestrator.prepare import Prepared
+from search_spaces import extremes
+from trainables.trial import ModelSummary, describe
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """One method's part of the plan."""
+
+    method: str
+    trials: int
+    smallest: ModelSummary  # at the smallest rank searched
+    largest: ModelSummary  # at the largest
+    space: str  # in words
+
+
+def plan(experiment: Experiment, prepared: Prepared) -> list[MethodPlan]:
+    """Plan every method."""
+    return [_plan_method(experiment, prepared, method) for method in experiment.methods]
+
+
+def render(experiment: Experiment, prepared: Prepared, plans: list[MethodPlan]) -> Group:
+    """Show a plan."""
+    table = Table(title=f"Plan of {experiment.name}: nothing has been run", title_justify="left")
+    table.add_column("method")
+    table.add_column("trials", justify="right")
+    table.add_column("trainable parameters", justify="right")
+    table.add_column("model MB", justify="right")
+    table.add_column("search space", overflow="fold")
+    for one in plans:
+        table.add_row(
+            one.method,
+            str(one.trials),
+            _range(one.smallest.trainable_parameters, one.largest.trainable_parameters, 1, "{:,.0f}"),
+            _range(one.smallest.model_bytes, one.largest.model_bytes, 1e6, "{:,.1f}"),
+            one.space,
+        )
+    resources = experiment.resources
+    lines = [
+        f"each trial: {resources.cpus_per_trial:g} CPUs, {resources.gpus_per_trial:g} GPUs",
+        f"base model: {prepared.base.path}, {experiment.model.dtype}",
+        *(f"{name}: {how}" for name, how in prepared.data.splits.items()),
+        f"labels: {', '.join(prepared.data.labels)}",
+        f"results would be in {experiment.run_directory}",
+    ]
+    return Group(table, *map(Text, lines))
+
+
+def _plan_method(experiment: Experiment, prepared: Prepared, method: str) -> MethodPlan:
+    first = experiment.first_trial(method)
+    space = experiment.space(method)
+    ranks = extremes(space["rank"]) if "rank" in space else ()
+    ends = [{**first, "rank": rank} for rank in (min(ranks), max(ranks))] if ranks else [first, first]
+    specs = [experiment.trial_spec(method, 0, end) for end in ends]
+    smallest, largest = (describe(prepared.base, spec.kind, spec.settings) for spec in specs)
+    words = "; ".join(f"{name} {_words(extremes(one), one)}" for name, one in space.items())
+    return MethodPlan(method, experiment.search.trials, smallest, largest, words)
+
+
+def _words(values: tuple[object, ...], distribution: object) -> str:
+    if hasattr(distribution, "choices"):
+        return " | ".join(map(str, values))
+    return f"{values[0]:g} to {values[1]:g}" + (", log" if getattr(distribution, "log", False) else "")
+
+
+def _range(low: float, high: float, unit: float, form: str) -> str:
+    texts = dict.fromkeys(form.format(value / unit) for value in (low, high))
+    return " to ".join(texts)

@@ -1,0 +1,109 @@
+"""Dataset and base weights, read once; every problem is found before Ray starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.experiment import Experiment, ExperimentError
+from search_spaces import extremes
+from search_spaces.parsing import split_names
+from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
+from trainables.data import TokenizedData, load_data, read_data
+from trainables.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all trials share."""
+
+    base: BaseModel
+    data: TokenizedData
+
+
+def prepare(experiment: Experiment, report: Callable[[str], None], where: str = "experiment") -> Prepared:
+    """Read and tokenize the dataset and load the base weights.
+
+    Arguments:
+        experiment: what to prepare.
+        report: is told what takes long.
+        where: what messages name as the place of the settings, such as the YAML file.
+
+    Raises:
+        ExperimentError: with all problems of data, model and target modules.
+    """
+    problems: list[InputError] = []
+    raw = tokenizer = None
+    try:
+        raw = read_data(experiment.data, experiment.seed)
+    except InputError as error:
+        problems.append(error)
+    try:
+        tokenizer = load_tokenizer(experiment.model, report)
+    except InputError as error:
+        problems.append(error)
+    if raw is None or tokenizer is None:
+        raise _error(problems, where)
+    data = load_data(raw, tokenizer, experiment.data.max_length)
+    try:
+        base = load_base(experiment.model, data.labels, data.pad_token_id, report)
+    except InputError as error:
+        raise _error([error], where) from None
+    problems = _wrong_target_modules(experiment, base)
+    if problems:
+        raise _error(problems, where)
+    return Prepared(base, data)
+
+
+def check_run_directory(experiment: Experiment, where: str = "experiment") -> None:
+    """Refuse a run directory that exists.
+
+    Raises:
+        ExperimentError: if it does.
+    """
+    if experiment.run_directory.exists():
+        raise ExperimentError(
+            [f"{where}: name: {experiment.run_directory} exists already; choose another --name or remove it"]
+        )
+
+
+def check_resources(experiment: Experiment, cpus: float, gpus: float, where: str = "experiment") -> None:
+    """Refuse trials that no machine of the cluster has room for.
+
+    Arguments:
+        experiment: what asks.
+        cpus: CPU cores there are.
+        gpus: GPUs there are.
+        where: what messages name as the place of the settings.
+
+    Raises:
+        ExperimentError: naming what is asked for and what there is.
+    """
+    resources = experiment.resources
+    asked = {"cpus_per_trial": (resources.cpus_per_trial, cpus), "gpus_per_trial": (resources.gpus_per_trial, gpus)}
+    problems = [
+        InputError(f"resources.{key}", f"asks for {wanted:g}, but this machine has {there:g}")
+        for key, (wanted, there) in asked.items()
+        if wanted > there
+    ]
+    if problems:
+        raise _error(problems, where)
+
+
+def _wrong_target_modules(experiment: Experiment, base: BaseModel) -> list[InputError]:
+    model = build_model(base, seed=0)
+    problems = []
+    for method in experiment.methods:
+        distribution = experiment.space(method).get("target_modules")
+        for choice in extremes(distribution) if distribution else ():
+            names = split_names(choice)
+            try:
+                if isinstance(names, list):
+                    check_target_modules(model, names, f"methods.{method}.target_modules")
+            except InputError as error:
+                problems.append(error)
+    return problems
+
+
+def _error(problems: list[InputError], where: str) -> ExperimentError:
+    return ExperimentError([f"{where}: {problem}" for problem in problems])

@@ -1,0 +1,127 @@
+"""Optuna distributions from YAML values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+RANGE_KEYS = ("low", "high", "log", "step")
+
+
+def parse_distribution(value: object) -> BaseDistribution:
+    """Turn a YAML value into a distribution.
+
+    ``[4, 8, 16]`` is a choice, ``{low: 1e-5, high: 1e-3, log: true}`` a range (of integers when both ends
+    are), and anything else is fixed.
+
+    A choice between lists, ``[[c_attn], [c_attn, c_proj]]``, is a choice between their texts joined with
+    commas, since Optuna's choices are plain values; :func:`split_names` undoes it.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    if isinstance(value, Mapping):
+        return _range(value)
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("expected at least one choice, got an empty list")
+        return CategoricalDistribution(tuple(_choice(item) for item in value))
+    return CategoricalDistribution((_choice(value),))
+
+
+def parse_names(value: object) -> BaseDistribution:
+    """Turn the YAML value of ``target_modules`` into a distribution: ``[a, b]`` is one choice, not two."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return parse_distribution([value])
+    return parse_distribution(value)
+
+
+def split_names(value: object) -> object:
+    """Turn ``"c_attn,c_proj"`` back into a list."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """Return the values whose validity decides that of all: both ends of a range, every choice."""
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return (distribution.low, distribution.high)
+
+
+def nearest(distribution: BaseDistribution, value: Any) -> Any:
+    """Return the member of a distribution that is closest to ``value``, or its first choice."""
+    if isinstance(distribution, CategoricalDistribution):
+        if value in distribution.choices:
+            return value
+        numbers = [choice for choice in distribution.choices if _is_number(choice)]
+        if not numbers or not _is_number(value):
+            return distribution.choices[0]
+        return min(numbers, key=lambda choice: abs(choice - value))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    clipped = min(max(value, distribution.low), distribution.high)
+    if distribution.step is None or distribution.step == 0:
+        return clipped
+    return distribution.low + round((clipped - distribution.low) / distribution.step) * distribution.step
+
+
+def _range(value: Mapping[Any, Any]) -> BaseDistribution:
+    unknown = [key for key in value if key not in RANGE_KEYS]
+    if unknown or "low" not in value or "high" not in value:
+        got = ", ".join(map(str, value)) or "nothing"
+        raise ValueError(f"expected a range with low and high, and perhaps log or step; got {got}")
+    low, high = _number("low", value["low"]), _number("high", value["high"])
+    log, step = value.get("log", False), value.get("step")
+    if not isinstance(log, bool):
+        raise ValueError(f"log: expected true or false, got {log!r}")
+    if low > high:
+        raise ValueError(f"low is above high: {low} > {high}")
+    if log and low <= 0:
+        raise ValueError(f"a logarithmic range starts above 0, got low {low}")
+    if log and step is not None:
+        raise ValueError("a range has log or step, not both")
+    if step is not None and _number("step", step) <= 0:
+        raise ValueError(f"step: expected a number above 0, got {step}")
+    if isinstance(low, int) and isinstance(high, int):
+        if step is not None and not isinstance(step, int):
+            raise ValueError(f"step: expected an integer like low and high, got {step}")
+        return IntDistribution(low, high, log=log, step=step or 1)
+    return FloatDistribution(low, high, log=log, step=step)
+
+
+def _number(name: str, value: object) -> int | float:
+    parsed = _plain(value)
+    if not _is_number(parsed) or not math.isfinite(parsed):
+        raise ValueError(f"{name}: expected a number, got {value!r}")
+    number: int | float = parsed
+    return number
+
+
+def _choice(value: object) -> None | bool | int | float | str:
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, Mapping):
+        raise ValueError("expected plain values in a list of choices, got a mapping")
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Read ``1e-5`` as a number; YAML 1.1 takes it for text because it has no point."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
