@@ -7,8 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,7 +20,7 @@ FAILURES = ("diverged", "out_of_memory", "failed")
 
 
 @contextmanager
-def quiet(log: Path) -> Iterator[Console]:
+def quiet(log: BinaryIO) -> Iterator[Console]:
     """Send everything this process and its libraries print to ``log``; yield a console that still shows.
 
     Ray, transformers and their C++ parts write to the file descriptors, so those are what is moved.
@@ -29,9 +28,9 @@ def quiet(log: Path) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     out, err = os.dup(1), os.dup(2)
-    with open(log, "ab") as file, os.fdopen(os.dup(out), "w") as shown:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    with os.fdopen(os.dup(out), "w") as shown:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
         try:
             yield Console(file=shown)
         finally:

@@ -49,6 +49,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._snapshot_time = 0.0
         self.trials: dict[str, TrialHistory] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Tune's state files nothing: a run is continued from its journal."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         config = trial.config
         spec = self._experiment.trial_spec(config["method"], config["number"], config["hyperparameters"])
@@ -80,7 +84,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self._end(trial, "completed" if self._is_whole(trial) else "stopped", None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_ray_actor_error()
+        error = trial.get_error()
         self._end(trial, "failed", f"{type(error).__name__}: {error}" if error else "the worker process died")
 
     def close(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,40 +86,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from orchestrator.loading import load_experiment
     from orchestrator.plan import plan, render
     from orchestrator.prepare import check_resources, check_run_directory, prepare
+    from orchestrator.progress import quiet
 
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
     where = str(options.experiment or "built-in experiment")
-    experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
-    if not options.dry_run:
-        check_run_directory(experiment, where)
-    check_resources(experiment, *available_resources(), where)
-    prepared = prepare(experiment, lambda line: print(line, flush=True), where)
-    if options.dry_run:
-        Console().print(render(experiment, prepared, plan(experiment, prepared)))
-        return 0
-    return _search(experiment, prepared)
+    with tempfile.TemporaryFile() as chatter:
+        with quiet(chatter) as console:
+            experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
+            if not options.dry_run:
+                check_run_directory(experiment, where)
+            check_resources(experiment, *available_resources(), where)
+            prepared = prepare(experiment, console.print, where)
+            if options.dry_run:
+                console.print(render(experiment, prepared, plan(experiment, prepared)))
+                return 0
+        directory = experiment.run_directory
+        directory.mkdir(parents=True)
+        (directory / "experiment.json").write_text(experiment.model_dump_json(indent=2) + "\n")
+        with open(directory / "log.txt", "ab") as log:
+            chatter.seek(0)
+            shutil.copyfileobj(chatter, log)
+            log.flush()
+            with quiet(log) as console:
+                return _search(experiment, prepared, console)
 
 
-def _search(experiment: Experiment, prepared: Prepared) -> int:
-    from orchestrator.progress import quiet
-
-    directory = experiment.run_directory
-    directory.mkdir(parents=True)
-    log = directory / "log.txt"
-    (directory / "experiment.json").write_text(experiment.model_dump_json(indent=2) + "\n")
-    with quiet(log) as console:
-        console.print(f"{experiment.name}: results in {directory}, log in {log}", highlight=False)
-        return _search_quietly(experiment, prepared, directory, console)
-
-
-def _search_quietly(
-    experiment: Experiment, prepared: Prepared, directory: Path, console: Console
-) -> int:
+def _search(experiment: Experiment, prepared: Prepared, console: Console) -> int:
     import ray
 
     from orchestrator.progress import Display, final_table, time_spent
@@ -125,6 +122,8 @@ def _search_quietly(
     from orchestrator.recorder import Recorder
     from orchestrator.search import search, slots
 
+    directory = experiment.run_directory
+    console.print(f"{experiment.name}: results and log.txt in {directory}", highlight=False, soft_wrap=True)
     cluster = connect()
     concurrent = slots(experiment, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
     evaluations = {method: experiment.most_evaluations(method) for method in experiment.methods}
@@ -176,9 +175,11 @@ def connect() -> dict[str, float]:
 
 
 def _reproduce(run_directory: Path, trial_id: str) -> int:
+    from orchestrator.progress import quiet
     from orchestrator.reproduce import reproduce
 
-    outcome = reproduce(run_directory, trial_id, lambda line: print(line, flush=True))
+    with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
+        outcome = reproduce(run_directory, trial_id, console.print)
     if not outcome.differences:
         print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")
         return 0

@@ -101,7 +101,11 @@ def search(
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(directory / "ray"), callbacks=[recorder], verbose=0
+            name="tune",
+            storage_path=str(directory / "ray"),
+            callbacks=[recorder],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
         ),
     )
     tuner.fit()

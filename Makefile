@@ -1,0 +1,46 @@
+# make run, make test: set up once, then do it. See README.md.
+
+PYTHON ?= python3
+# The address of PyTorch's CPU builds, for machines without a GPU; empty is the default build (CUDA on Linux).
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+READY := $(VENV)/ready
+RUN := $(VENV)/bin/python
+
+.PHONY: run test lint types format constraints
+
+run: $(READY)
+	@$(RUN) -m orchestrator.run $(ARGS)
+
+test: $(READY)
+	@$(RUN) -m pytest $(ARGS)
+
+lint: $(READY)
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+types: $(READY)
+	@$(RUN) -m mypy
+
+format: $(READY)
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix .
+
+# PyTorch goes first and alone, so that the build asked for is there when others ask for any build.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 2; }
+	@echo "setting up $(VENV): a few minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "  installing PyTorch"
+	@$(RUN) -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@echo "  installing everything else"
+	@$(RUN) -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+constraints: $(READY)
+	@{ echo "# What the program is tested with; 'make constraints' writes this file."; \
+		$(RUN) -m pip freeze --exclude-editable | grep -v ' @ ' | sed 's/+cpu$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
