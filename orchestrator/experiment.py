@@ -102,7 +102,9 @@ class Experiment(Settings):
     training: TrainingDefaults = Field(TrainingDefaults(), description="what methods share in training")
     search: SearchSettings = Field(SearchSettings(), description="the search phase")
     methods: dict[str, MethodEntry] = Field(
-        {name: MethodEntry(kind=name) for name in DEFAULT_METHODS}, min_length=1, description="what is compared"
+        {name: MethodEntry(kind=name) for name in DEFAULT_METHODS},
+        min_length=1,
+        description="what is compared",
     )
     resources: ResourceSettings = Field(ResourceSettings(), description="what one trial gets")
     storage: str = Field("runs", min_length=1, description="directory of run directories")
@@ -114,7 +116,11 @@ class Experiment(Settings):
         if not isinstance(values, Mapping) or not isinstance(values.get("methods"), Mapping):
             return values
         entries = {
-            name: {"kind": name, **entry} if isinstance(entry, Mapping) else {"kind": name} if entry is None else entry
+            name: {"kind": name, **entry}
+            if isinstance(entry, Mapping)
+            else {"kind": name}
+            if entry is None
+            else entry
             for name, entry in values["methods"].items()
         }
         return {**values, "methods": entries}
@@ -141,9 +147,7 @@ class Experiment(Settings):
         known = {**self.training.model_dump(), **METHODS[entry.kind].published_default}
         own = METHODS[entry.kind].settings.model_fields
         defaults = {name: field.default for name, field in own.items()} | known
-        return {
-            name: nearest(distribution, defaults.get(name)) for name, distribution in entry.space.items()
-        }
+        return {name: nearest(distribution, defaults.get(name)) for name, distribution in entry.space.items()}
 
     def most_evaluations(self, method: str) -> int:
         """Return the evaluations of a method's longest trial."""
@@ -158,7 +162,7 @@ class Experiment(Settings):
         """Return what the ``number``-th trial of a method is made of; its seed depends on nothing else."""
         kind = self.methods[method].kind
         own = METHODS[kind].settings.model_fields
-        values = {
+        values: dict[str, Any] = {
             name: split_names(value) if name == "target_modules" else value
             for name, value in hyperparameters.items()
         }

@@ -32,9 +32,13 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not text", key_node.start_mark
+            )
         if key in mapping:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} stands twice", key_node.start_mark
+            )
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
@@ -84,7 +88,9 @@ def _read(file: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ExperimentError([f"{file}: expected keys such as name and methods, got {type(values).__name__}"])
+        raise ExperimentError(
+            [f"{file}: expected keys such as name and methods, got {type(values).__name__}"]
+        )
     return values
 
 
@@ -128,7 +134,10 @@ def _select(values: dict[str, Any], methods: Sequence[str], where: str) -> None:
     unknown = [method for method in methods if method not in entries]
     if unknown:
         raise ExperimentError(
-            [f"--methods: {where} has no method {method!r}; it has {', '.join(entries)}" for method in unknown]
+            [
+                f"--methods: {where} has no method {method!r}; it has {', '.join(entries)}"
+                for method in unknown
+            ]
         )
     values["methods"] = {method: entries[method] for method in methods}
 
@@ -155,7 +164,8 @@ def _hint(location: Sequence[str]) -> str:
     settings: type[BaseModel] = Experiment
     for part in location[:-1]:
         annotation = settings.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         settings = annotation
     known = list(settings.model_fields)
     close = difflib.get_close_matches(location[-1], known, n=1)

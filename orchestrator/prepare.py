@@ -80,7 +80,10 @@ def check_resources(experiment: Experiment, cpus: float, gpus: float, where: str
         ExperimentError: naming what is asked for and what there is.
     """
     resources = experiment.resources
-    asked = {"cpus_per_trial": (resources.cpus_per_trial, cpus), "gpus_per_trial": (resources.gpus_per_trial, gpus)}
+    asked = {
+        "cpus_per_trial": (resources.cpus_per_trial, cpus),
+        "gpus_per_trial": (resources.gpus_per_trial, gpus),
+    }
     problems = [
         InputError(f"resources.{key}", f"asks for {wanted:g}, but this machine has {there:g}")
         for key, (wanted, there) in asked.items()

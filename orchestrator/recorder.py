@@ -29,7 +29,7 @@ class Watcher(Protocol):
     def changed(self, trial: TrialHistory) -> None: ...
 
 
-class Recorder(tune.Callback):  # type: ignore[misc]
+class Recorder(tune.Callback):
     """Journal every report at once; snapshot the tables now and then; drop checkpoints that lost.
 
     Arguments:

@@ -40,9 +40,7 @@ def reproduce(run_directory: Path, trial_id: str, report: Callable[[str], None])
         ("base_model_fingerprint", prepared.base.fingerprint),
     ):
         if row[column] != now:
-            raise ExperimentError(
-                [f"{run_directory}: {column}: recorded {row[column][:12]}, found {now[:12]} now: not the same input"]
-            )
+            raise ExperimentError([f"{run_directory}: {column}: was {row[column][:12]}, is {now[:12]} now"])
     spec = experiment.trial_spec(row["method"], settings["number"], settings["hyperparameters"])
     points = islice(run_trial(spec, prepared.data, prepared.base, None), len(curve))
     differences = [

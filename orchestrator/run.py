@@ -57,7 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--methods", metavar="A,B", help="only these of the experiment's methods")
     parser.add_argument("--name", help="name of the run; its directory is STORAGE/NAME")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the plan, run nothing"
+    )
     parser.add_argument(
         "--reproduce",
         nargs=2,
@@ -145,9 +147,7 @@ def _search(experiment: Experiment, prepared: Prepared, console: Console) -> int
     console.print(f'pandas.read_parquet("{directory}/trials.parquet")', highlight=False, soft_wrap=True)
     planned = experiment.search.trials * len(experiment.methods)
     if sum(trial.status != "interrupted" for trial in trials) < planned:
-        console.print(
-            f"interrupted: what finished is kept in {directory}", highlight=False, soft_wrap=True
-        )
+        console.print(f"interrupted: what finished is kept in {directory}", highlight=False, soft_wrap=True)
         return 130
     return 0 if any(trial.best for trial in trials) else 1
 

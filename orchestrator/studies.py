@@ -79,7 +79,7 @@ class MethodStudies(Searcher):
     ) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is text
         number, turn = divmod(self._suggested, len(self._studies))
         if number >= self._trials:
             return Searcher.FINISHED

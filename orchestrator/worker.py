@@ -20,14 +20,14 @@ STATUS = "status"
 ERROR = "error"
 
 
-class TrialWorker(tune.Trainable):  # type: ignore[misc]
+class TrialWorker(tune.Trainable):
     """Drive one trial after another in one process, one evaluation per step.
 
     A trial that raises ends with a result that carries its status and error, and the process stays
     warm for the next one; only a process that dies is left to Tune.
     """
 
-    def setup(
+    def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
         self, config: dict[str, Any], experiment: Experiment, prepared: Prepared, directory: Path
     ) -> None:
         self._experiment = experiment

@@ -51,7 +51,9 @@ def load(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Res
 
 def _run_directories(path: str) -> list[Path]:
     candidates = sorted(Path(match) for match in glob.glob(path))
-    found = [run for candidate in candidates for run in (candidate, *sorted(candidate.glob("*/"))) if _is_run(run)]
+    found = [
+        run for candidate in candidates for run in (candidate, *sorted(candidate.glob("*/"))) if _is_run(run)
+    ]
     if not found:
         raise FileNotFoundError(
             f"{path}: no result set; expected a run directory with trials.parquet, or a glob of them"

@@ -58,7 +58,7 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
 def write_snapshot(run_directory: Path) -> None:
     """Make the tables anew from the journal; a reader sees the old table or the new one, never half."""
     records = [json.loads(path.read_bytes()) for path in sorted((run_directory / "journal").glob("*.json"))]
-    records.sort(key=lambda record: (record["trials"][0].get("trial_number") or 0))
+    records.sort(key=lambda record: record["trials"][0].get("trial_number") or 0)
     for table in TABLES:
         rows = [row for record in records for row in record[table]]
         if rows or table != "predictions":

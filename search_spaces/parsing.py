@@ -105,7 +105,7 @@ def _number(name: str, value: object) -> int | float:
     return number
 
 
-def _choice(value: object) -> None | bool | int | float | str:
+def _choice(value: object) -> bool | int | float | str | None:
     if isinstance(value, list):
         return ",".join(str(item) for item in value)
     if isinstance(value, Mapping):

@@ -66,7 +66,9 @@ def _check_model_directory(directory: Path, allow_pickle: bool) -> None:
     if any(directory.glob("*.safetensors")):
         return
     if not any(directory.glob("*.bin")):
-        raise InputError("model.path", f"{directory} has no weights; expected *.safetensors beside config.json")
+        raise InputError(
+            "model.path", f"{directory} has no weights; expected *.safetensors beside config.json"
+        )
     if not allow_pickle:
         raise InputError(
             "model.path",
@@ -87,7 +89,9 @@ def load_tokenizer(settings: ModelSettings, report: Callable[[str], None] = prin
             path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
     except Exception as error:
-        raise InputError("model.path", f"no tokenizer could be loaded from {path}: {_first_line(error)}") from error
+        raise InputError(
+            "model.path", f"no tokenizer could be loaded from {path}: {_first_line(error)}"
+        ) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError("model.path", f"the tokenizer of {path} has neither a padding nor an end token")

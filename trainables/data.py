@@ -156,7 +156,8 @@ def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
         unknown = sorted(set(names) - set(labels))
         if unknown:
             raise InputError(
-                key, f"{column.origin} has label {unknown[0]!r}, which train has not; it has {', '.join(labels)}"
+                key,
+                f"{column.origin} has label {unknown[0]!r}, which train has not; it has {', '.join(labels)}",
             )
         indices = np.array([index_of[name] for name in names], dtype=np.int64)
     split = RawSplit(column.texts, column.pairs, indices, np.arange(len(indices)), column.origin)
@@ -186,7 +187,8 @@ def _cut(train: RawSplit, fraction: float, seed: int, name: str) -> tuple[RawSpl
     rest = train.take(np.sort(order[count:]), f"{train.origin} less {name}")
     if len(np.unique(rest.labels)) < 2:
         raise InputError(
-            f"data.{name}", f"{train.origin} is too small to cut {name} from it; give data.{name} a file or split"
+            f"data.{name}",
+            f"{train.origin} is too small to cut {name} from it; give data.{name} a file or split",
         )
     return rest, train.take(np.sort(order[:count]), rule)
 
@@ -198,7 +200,9 @@ def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit
     sample = split.take(rows, f"sample of {len(split.texts):,} of {split.origin} (stratified, seed {seed})")
     missing = set(np.unique(split.labels)) - set(np.unique(sample.labels))
     if missing:
-        raise InputError(key, f"{count} examples are too few for every label of {split.origin} to be among them")
+        raise InputError(
+            key, f"{count} examples are too few for every label of {split.origin} to be among them"
+        )
     return sample
 
 

@@ -38,11 +38,17 @@ class DataSettings(Settings):
     text: str = Field("sentence", min_length=1, description="column of the text")
     text_pair: str | None = Field(None, description="column of a second text, for sentence pairs")
     label: str = Field("label", min_length=1, description="column of the label")
-    columns: list[str] | None = Field(None, min_length=1, description="column names of files without a header")
-    max_train_examples: int | None = Field(None, ge=1, description="examples; a seeded stratified sample of train")
+    columns: list[str] | None = Field(
+        None, min_length=1, description="column names of files without a header"
+    )
+    max_train_examples: int | None = Field(
+        None, ge=1, description="examples; a seeded stratified sample of train"
+    )
     max_validation_examples: int | None = Field(None, ge=1, description="examples; null uses all")
     max_length: int = Field(64, ge=1, description="tokens; longer texts are cut")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="of train, when validation is cut from it")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="of train, when validation is cut from it"
+    )
     test_fraction: float = Field(0.1, gt=0, lt=1, description="of train, when test is cut from it")
 
 
@@ -52,7 +58,9 @@ class TrainingDefaults(Settings):
     epochs: int = Field(3, ge=1, description="passes over the training examples")
     batch_size: int = Field(16, ge=1, description="examples per optimizer step")
     evaluations_per_epoch: int = Field(2, ge=1, description="validation runs per epoch, evenly spaced")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="of all steps; linear warm-up, then linear decay")
+    warmup_fraction: float = Field(
+        0.1, ge=0, lt=1, description="of all steps; linear warm-up, then linear decay"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global L2 norm")
     evaluation_batch_size: int = Field(64, ge=1, description="examples per evaluation batch")

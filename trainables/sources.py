@@ -62,9 +62,7 @@ def _read_file(file: Path, key: str, columns: Sequence[str] | None) -> pd.DataFr
         raise InputError(key, f"{file} could not be read as {file.suffix[1:]}: {reason}") from error
     if columns is not None:
         if len(columns) != frame.shape[1]:
-            raise InputError(
-                "data.columns", f"names {len(columns)} columns, but {file} has {frame.shape[1]}"
-            )
+            raise InputError("data.columns", f"names {len(columns)} columns, but {file} has {frame.shape[1]}")
         frame.columns = pd.Index(columns)
     return frame
 
@@ -75,9 +73,7 @@ def _parse(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
         return pd.read_csv(file, header=header, keep_default_na=False)
     if file.suffix == ".tsv":
         # Sentences hold bare quotes, and a tab-separated file has no use for quoting.
-        return pd.read_csv(
-            file, sep="\t", header=header, quoting=csv.QUOTE_NONE, keep_default_na=False
-        )
+        return pd.read_csv(file, sep="\t", header=header, quoting=csv.QUOTE_NONE, keep_default_na=False)
     if file.suffix == ".parquet":
         return pd.read_parquet(file)
     return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False, convert_dates=False)

@@ -74,7 +74,7 @@ def train_step(
     """Take one optimizer step on a batch and return its mean loss, a detached scalar on its device."""
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     loss = cross_entropy(logits.float(), batch.labels)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), max_gradient_norm)
     optimizer.step()
     schedule.step()

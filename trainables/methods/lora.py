@@ -37,7 +37,7 @@ def wrap_low_rank(model: PreTrainedModel, settings: LoraSettings, use_dora: bool
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules or linear_layer_names(model)),
         modules_to_save=list(head_modules(model)),

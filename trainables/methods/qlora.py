@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,7 +30,8 @@ def quantize(model: PreTrainedModel) -> None:
     linear = {name: module for name, module in base.named_modules() if isinstance(module, LINEAR_LAYERS)}
     for name, module in linear.items():
         base.set_submodule(name, _quantized(module))
-    model.is_loaded_in_4bit = True  # PEFT asks for it before it looks at the layers
+    # PEFT asks for it before it looks at the layers.
+    object.__setattr__(model, "is_loaded_in_4bit", True)
 
 
 def _quantized(module: nn.Module) -> Linear4bit:
@@ -48,14 +49,15 @@ def _quantized(module: nn.Module) -> Linear4bit:
             compress_statistics=True,
             quant_type="nf4",
         )
-    layer.weight = Params4bit(
+    quantized = Params4bit(
         weight.detach().contiguous(),
         requires_grad=False,
         compress_statistics=True,
         quant_type="nf4",
         module=layer,
-    ).to(weight.device)
-    layer.bias = module.bias
+    )
+    layer.weight = quantized.to(weight.device)  # type: ignore[misc]  # quantizes
+    layer.register_parameter("bias", module.bias)  # type: ignore[arg-type]
     # In eval mode bitsandbytes repacks weights for a bfloat16 CPU kernel that has no gradient and never
     # unpacks them for training. Training and evaluation must use one and the same kernel.
     layer.support_avx512bf16_for_cpu = False
