@@ -20,17 +20,6 @@ from trainables.trial import TrialSpec
 DEFAULT_METHODS = ("head", "full", "lora", "dora", "qlora")
 
 
-class ExperimentError(ValueError):
-    """Everything that is wrong with an experiment, one line each.
-
-    A line says where (file and key), what was found, what was expected and what to do.
-    """
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
 class SearchSettings(Settings):
     """The search phase."""
 

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.experiment import Experiment, ExperimentError
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
 from trainables.methods import METHODS
 
 DEMO: Mapping[str, Any] = {

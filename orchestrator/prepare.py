@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.experiment import Experiment, ExperimentError
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
 from search_spaces import extremes
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer

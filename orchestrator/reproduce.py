@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from orchestrator.experiment import Experiment, ExperimentError
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
 from orchestrator.prepare import prepare
 from results import load
 from trainables.trial import run_trial

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = make_parser().parse_args(arguments)
     # Imported after parsing, so that --help and a mistyped option answer at once.
-    from orchestrator.experiment import ExperimentError
+    from orchestrator.errors import ExperimentError
 
     try:
         if options.reproduce:

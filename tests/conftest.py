@@ -1,0 +1,109 @@
+"""What several test modules need: small real models and data made on the spot, and the shared ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+SHARED = Path(__file__).parents[2] / "shared"
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "good",
+    "bad",
+    "fine",
+    "poor",
+    "film",
+    "plot",
+    "the",
+    "a",
+    "was",
+    "and",
+    "very",
+    "not",
+]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a tokenizer of whole words."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+
+
+def make_model(architecture: str) -> PreTrainedModel:
+    """Make a tiny model with random weights."""
+    if architecture == "gpt2":
+        config = GPT2Config(
+            vocab_size=len(WORDS), n_positions=64, n_embd=64, n_layer=2, n_head=2, pad_token_id=0
+        )
+        return GPT2LMHeadModel(config)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+        )
+    )
+
+
+def example_rows(count: int) -> list[tuple[str, int]]:
+    """Return sentences whose label is whether a good or a bad word stands in them."""
+    good, bad, rest = ("good", "fine"), ("bad", "poor"), ("the", "a", "film", "plot", "was", "very")
+    rows = []
+    for i in range(count):
+        word = (good if i % 2 else bad)[i // 2 % 2]
+        filler = [rest[(i * 7 + j * (i % 5 + 1)) % len(rest)] for j in range(2 + i % 6)]
+        rows.append((" ".join([*filler, word, *filler[: i % 3]]), i % 2))
+    return rows
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each of two architectures: Conv1D layers, and Linear ones."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def model_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny saved model and tokenizer of each architecture."""
+    directories = {}
+    for architecture in ("gpt2", "llama"):
+        directory = tmp_path_factory.mktemp(architecture)
+        make_model(architecture).save_pretrained(directory)
+        make_tokenizer().save_pretrained(directory)
+        directories[architecture] = directory
+    return directories
+
+
+@pytest.fixture(scope="session")
+def data_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files without a header: train, validation and test."""
+    directory = tmp_path_factory.mktemp("data")
+    files = {}
+    for name, count in (("train", 64), ("validation", 24), ("test", 24)):
+        files[name] = directory / f"{name}.tsv"
+        files[name].write_text("".join(f"{text}\t{label}\n" for text, label in example_rows(count)))
+    return files
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory of real data and small pretrained models beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs real data and pretrained models in {SHARED}")
+    return SHARED

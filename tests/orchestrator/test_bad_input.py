@@ -1,0 +1,175 @@
+"""Every kind of bad input: one clear message, exit status 2, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.run import main
+from trainables.errors import InputError  # noqa: F401  # imported here so that the first case is not slow
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_directories: dict[str, Path],
+    data_files: dict[str, Path],
+) -> Path:
+    """A directory with a good experiment, its data and model, and broken variants of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(model_directories["gpt2"])
+    for name, file in data_files.items():
+        (tmp_path / f"{name}.tsv").write_text(file.read_text())
+    (tmp_path / "good.yaml").write_text(
+        """
+name: good
+model: {path: ./model}
+data: {path: null, train: train.tsv, validation: validation.tsv, test: test.tsv, columns: [sentence, label]}
+methods: {full: {}, lora: {rank: [2, 4]}}
+"""
+    )
+    (tmp_path / "one_class.tsv").write_text("good film\t1\nfine plot\t1\n")
+    (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "unknown_label.tsv").write_text("good film\t7\n")
+    (tmp_path / "no_label.tsv").write_text("good film\t\nbad film\t0\n")
+    (tmp_path / "no_text.tsv").write_text("good film\t1\n\t0\n")
+    (tmp_path / "notes.txt").write_text("good film\t1\n")
+    (tmp_path / "latin.csv").write_bytes(b"sentence,label\ncaf\xe9,1\nbad,0\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "broken.jsonl").write_text('{"sentence": "good"\n')
+    (tmp_path / "no_weights").mkdir()
+    (tmp_path / "no_weights" / "config.json").write_text((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "list.yaml").write_text("- lora\n- full\n")
+    (tmp_path / "syntax.yaml").write_text("name: [unclosed\n")
+    (tmp_path / "twice.yaml").write_text("name: a\nname: b\n")
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    return tmp_path
+
+
+def sets(*overrides: str) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "missing file": (["absent.yaml"], ("absent.yaml: no such file",)),
+    "not a mapping": (["list.yaml"], ("list.yaml", "expected keys such as", "list")),
+    "YAML syntax": (["syntax.yaml"], ("syntax.yaml", "line", "not valid YAML")),
+    "key twice": (["twice.yaml"], ("twice.yaml", "line 2", "'name' stands twice")),
+    "directory": (["nothing"], ("nothing", "could not be read")),
+    "unknown key": (sets("serach.trials=3"), ("good.yaml: serach: unknown key", "did you mean search?")),
+    "unknown nested key": (sets("search.trails=3"), ("search.trails: unknown key", "did you mean trials?")),
+    "wrong type": (sets("search.trials=many"), ("search.trials: expected a valid integer", "'many'")),
+    "too few trials": (sets("search.trials=0"), ("search.trials", "greater than or equal to 1", "got 0")),
+    "unknown sampler": (sets("search.sampler=grid"), ("search.sampler", "'tpe'", "'grid'")),
+    "unknown dtype": (sets("model.dtype=int4"), ("model.dtype", "'float32'", "'int4'")),
+    "negative seed": (sets("seed=-1"), ("seed", "got -1")),
+    "warm-up of all steps": (sets("training.warmup_fraction=1"), ("training.warmup_fraction", "less than 1")),
+    "path as name": (["--name", "../../x"], ("name", "'../../x'")),
+    "unknown method": (sets("methods.lroa={}"), ("methods.lroa.kind: unknown method 'lroa'", "lora")),
+    "unknown kind": (sets("methods.mine={kind: magic}"), ("methods.mine.kind", "'magic'", "known:")),
+    "unknown --methods": (["--methods", "lora,bitfit"], ("--methods", "'bitfit'", "full, lora")),
+    "no methods": (sets("methods={}"), ("methods", "at least 1")),
+    "unknown hyperparameter": (sets("methods.lora.ranks=[4]"), ("methods.lora.ranks", "known: rank, alpha")),
+    "rank of full": (sets("methods.full.rank=4"), ("methods.full.rank", "not a hyperparameter of full")),
+    "rank 0": (
+        sets("methods.lora.rank=[0, 4]"),
+        ("methods.lora.rank", "greater than or equal to 1", "got 0"),
+    ),
+    "rank as word": (sets("methods.lora.rank=big"), ("methods.lora.rank", "valid integer", "'big'")),
+    "negative rate": (
+        sets("methods.full.learning_rate=-1e-3"),
+        ("methods.full.learning_rate", "greater than 0"),
+    ),
+    "empty choice": (sets("methods.lora.rank=[]"), ("methods.lora.rank", "at least one choice")),
+    "range upside down": (
+        sets("methods.full.learning_rate={low: 1e-3, high: 1e-5}"),
+        ("methods.full.learning_rate", "low is above high"),
+    ),
+    "log range from 0": (
+        sets("methods.full.learning_rate={low: 0, high: 1, log: true}"),
+        ("methods.full.learning_rate", "above 0"),
+    ),
+    "range without end": (sets("methods.lora.rank={low: 2}"), ("methods.lora.rank", "low and high")),
+    "dropout of 1": (sets("methods.lora.dropout=1"), ("methods.lora.dropout", "less than 1")),
+    "target module": (
+        sets("methods.lora.target_modules=[q_proj]"),
+        ("methods.lora.target_modules", "q_proj", "c_attn"),
+    ),
+    "no value to set": (sets("search.trials"), ("--set search.trials", "KEY=VALUE")),
+    "set below a value": (sets("name.x=1"), ("--set name.x=1", "name is a value")),
+    "set bad YAML": (sets("methods.lora.rank=[1"), ("--set methods.lora.rank", "not valid YAML")),
+    "missing data": (sets("data.train=absent.tsv"), ("data.train: no such file: absent.tsv",)),
+    "data ending": (sets("data.train=notes.txt"), ("data.train", ".txt", "expected one of .csv")),
+    "data encoding": (sets("data.train=latin.csv", "data.columns=null"), ("data.train", "could not be read")),
+    "data not Parquet": (sets("data.train=broken.parquet"), ("data.train", "could not be read as parquet")),
+    "data not JSON": (sets("data.train=broken.jsonl"), ("data.train", "could not be read as jsonl")),
+    "empty split": (sets("data.validation=empty.tsv"), ("data.validation",)),
+    "one class": (sets("data.train=one_class.tsv"), ("data.label", "one class only", "'1'")),
+    "unknown label": (sets("data.validation=unknown_label.tsv"), ("data.validation", "'7'", "0, 1")),
+    "no label": (sets("data.train=no_label.tsv"), ("data.label", "row 0", "has no label")),
+    "no text": (sets("data.train=no_text.tsv"), ("data.text", "row 1", "expected text")),
+    "label column": (sets("data.label=target"), ("data.label", "'target'", "'sentence', 'label'")),
+    "text column": (sets("data.text=review"), ("data.text", "'review'", "'sentence', 'label'")),
+    "text is label": (sets("data.text=label"), ("data.label", "same column")),
+    "column count": (sets("data.columns=[sentence]"), ("data.columns", "names 1 columns", "has 2")),
+    "sample too small": (sets("data.max_train_examples=1"), ("data.max_train_examples", "too few")),
+    "embedded split": (
+        sets("data.path=embedded", "data.train=training"),
+        ("data.train", "'training'", "train, validation, test"),
+    ),
+    "missing model": (sets("model.path=./absent"), ("model.path", "no such directory: ./absent")),
+    "not a model": (sets("model.path=./nothing"), ("model.path", "no config.json")),
+    "no weights": (sets("model.path=./no_weights"), ("model.path", "no weights", "safetensors")),
+    "pickled weights": (sets("model.path=./pickled"), ("model.path", "pickled weights only", "allow_pickle")),
+    "more GPUs": (
+        sets("resources.gpus_per_trial=1000"),
+        ("resources.gpus_per_trial", "1000", "this machine has"),
+    ),
+    "more CPUs": (sets("resources.cpus_per_trial=5000"), ("resources.cpus_per_trial", "5000")),
+    "no CPUs": (sets("resources.cpus_per_trial=0"), ("resources.cpus_per_trial", "greater than 0")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_message_and_nothing_is_made(
+    case: str, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments, fragments = CASES[case]
+    named = arguments and not arguments[0].startswith("--")
+    before = sorted(workplace.rglob("*"))
+    status = main(arguments if named else ["good.yaml", *arguments])
+    captured = capfd.readouterr()
+    assert status == 2, captured
+    assert "Traceback" not in captured.err
+    for fragment in fragments:
+        assert fragment in captured.err
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_existing_run_directory_is_refused(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["good.yaml", "--name", "taken"]) == 2
+    assert "exists already" in capfd.readouterr().err
+    assert list((workplace / "runs" / "taken").iterdir()) == []
+
+
+def test_all_problems_are_shown_at_once(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["good.yaml", *sets("seed=-1", "search.trials=0", "methods.lora.rank=[0]")]) == 2
+    assert len(capfd.readouterr().err.strip().splitlines()) == 3
+
+
+def test_dry_run_prints_the_plan_and_makes_nothing(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(workplace.rglob("*"))
+    assert main(["good.yaml", "--dry-run"]) == 0
+    printed = capfd.readouterr().out
+    assert "lora" in printed
+    assert "64 examples, file train.tsv" in printed
+    assert sorted(workplace.rglob("*")) == before

@@ -1,0 +1,185 @@
+"""One conformance suite over every method and two architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from trainables.base_model import BaseModel, build_model, load_base, load_tokenizer
+from trainables.batches import Batch, batches
+from trainables.data import TokenizedData, load_data, read_data
+from trainables.methods import METHODS
+from trainables.methods.qlora import quantize
+from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.training import RandomStream, evaluate, make_optimizer, train_step
+from trainables.trial import Evaluation, TrialSpec, run_trial, wrap_base
+
+CPU = torch.device("cpu")
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+@pytest.fixture(params=sorted(METHODS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
+    settings = DataSettings(
+        path=None,
+        columns=["sentence", "label"],
+        **{name: str(file) for name, file in data_files.items()},
+    )
+    return load_data(
+        read_data(settings, 0), load_tokenizer(ModelSettings(path=str(model_directories["gpt2"]))), 64
+    )
+
+
+@pytest.fixture(scope="module")
+def base(architecture: str, model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
+    settings = ModelSettings(path=str(model_directories[architecture]))
+    loaded = load_base(settings, data.labels, data.pad_token_id)
+    for weights in loaded.weights.values():
+        weights.flags.writeable = False  # as they come out of the object store
+    return loaded
+
+
+def make_spec(kind: str, seed: int = 1, epochs: int = 2, learning_rate: float = 1e-2) -> TrialSpec:
+    training = TrainingSettings(epochs=epochs, learning_rate=learning_rate, batch_size=8)
+    return TrialSpec("t", kind, kind, seed, METHODS[kind].settings(), training)
+
+
+def first_batch(data: TokenizedData) -> Batch:
+    return next(batches(data.train, 8, data.pad_token_id, np.random.default_rng(0)))
+
+
+def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+
+def gradients(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Gradients of one step in train mode, from a fixed random state."""
+    model.zero_grad(set_to_none=True)
+    with RandomStream(0, CPU).active():
+        output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        nn.functional.cross_entropy(output.logits, batch.labels).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def curve(points: list[Evaluation]) -> list[tuple[float, float, float]]:
+    return [(p.train_loss, p.validation_loss, p.validation_accuracy) for p in points]
+
+
+def test_output_at_step_0_is_the_base_models(base: BaseModel, data: TokenizedData, kind: str) -> None:
+    reference = build_model(base, seed=1)
+    if METHODS[kind].quantized:
+        quantize(reference)
+    wrapped = wrap_base(base, kind, METHODS[kind].settings(), seed=1)
+    batch = first_batch(data)
+    torch.testing.assert_close(
+        logits(wrapped.eval(), batch), logits(reference.eval(), batch), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_only_declared_parameters_get_gradients_also_after_an_evaluation(
+    base: BaseModel, data: TokenizedData, kind: str
+) -> None:
+    model = wrap_base(base, kind, METHODS[kind].settings(), seed=1).train()
+    declared = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    batch = first_batch(data)
+    before = gradients(model, batch)
+    evaluate(model, batches(data.validation, 8, data.pad_token_id), data.validation.labels, CPU)
+    after = gradients(model, batch)
+    assert set(before) == set(after) == declared
+    assert all(torch.equal(before[name], after[name]) for name in declared)
+    assert any(gradient.abs().sum() > 0 for gradient in before.values())
+
+
+def test_trained_parameters_are_those_of_the_kind(base: BaseModel, kind: str) -> None:
+    model = wrap_base(base, kind, METHODS[kind].settings(), seed=1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if kind == "full":
+        assert not frozen
+    elif kind == "head":
+        assert trained == {"score.weight"}
+    else:
+        assert all("lora_" in name or "score" in name for name in trained)
+        assert any("lora_" in name for name in trained)
+
+
+def test_loss_falls_on_a_fixed_batch(base: BaseModel, data: TokenizedData, kind: str) -> None:
+    model = wrap_base(base, kind, METHODS[kind].settings(), seed=1).train()
+    optimizer, schedule = make_optimizer(model, make_spec(kind).training, total_steps=1000)
+    batch = first_batch(data)
+    losses = [train_step(model, batch, optimizer, schedule, 1.0).item() for _ in range(120)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.005
+
+
+def test_same_seed_same_numbers_whatever_runs_before_or_between(
+    base: BaseModel, data: TokenizedData, kind: str
+) -> None:
+    alone = curve(list(run_trial(make_spec(kind), data, base, None)))
+    torch.manual_seed(99)
+    neighbour = run_trial(make_spec(kind, seed=7), data, base, None)
+    disturbed = []
+    for point in run_trial(make_spec(kind), data, base, None):
+        disturbed.append(point)
+        next(neighbour)
+        torch.rand(3)
+    assert curve(disturbed) == alone
+
+
+def test_another_seed_gives_other_numbers(base: BaseModel, data: TokenizedData, kind: str) -> None:
+    one, other = (list(run_trial(make_spec(kind, seed), data, base, None)) for seed in (1, 2))
+    assert curve(one) != curve(other)
+
+
+def test_training_leaves_the_shared_weights_alone(base: BaseModel, data: TokenizedData, kind: str) -> None:
+    before = {name: weights.copy() for name, weights in base.weights.items()}
+    list(run_trial(make_spec(kind, epochs=1), data, base, None))
+    assert all(np.array_equal(before[name], base.weights[name]) for name in before)
+
+
+def test_checkpoint_opens_with_the_plain_libraries_and_scores_the_same(
+    base: BaseModel, data: TokenizedData, kind: str, tmp_path: Path
+) -> None:
+    points = list(run_trial(make_spec(kind), data, base, tmp_path / "checkpoint"))
+    best = next(point for point in reversed(points) if point.is_best)
+    assert best.checkpoint is not None
+    assert best.checkpoint.kind == METHODS[kind].checkpoint_kind
+    files = [file for file in (tmp_path / "checkpoint").rglob("*") if file.is_file()]
+    assert best.checkpoint.bytes == sum(file.stat().st_size for file in files)
+    if best.checkpoint.kind == "full":
+        model = AutoModelForSequenceClassification.from_pretrained(best.checkpoint.path)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base.path,
+            num_labels=len(data.labels),
+            pad_token_id=data.pad_token_id,
+            quantization_config=NF4 if METHODS[kind].quantized else None,
+        )
+        model = PeftModel.from_pretrained(model, best.checkpoint.path)
+    split = batches(data.validation, 64, data.pad_token_id)
+    scores = evaluate(model, split, data.validation.labels, CPU)
+    assert scores.accuracy == best.validation_accuracy
+    assert scores.macro_f1 == best.validation_macro_f1
+
+
+def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseModel) -> None:
+    ours = build_model(base, seed=0)
+    quantize(ours)
+    theirs = AutoModelForSequenceClassification.from_pretrained(base.path, quantization_config=NF4)
+    expected = {name: p for name, p in theirs.named_parameters() if hasattr(p, "quant_state")}
+    found = {name: p for name, p in ours.named_parameters() if hasattr(p, "quant_state")}
+    assert set(found) == set(expected)
+    for name in expected:
+        assert torch.equal(found[name].data, expected[name].data), name
+        assert torch.equal(found[name].quant_state.absmax, expected[name].quant_state.absmax), name
