@@ -16,6 +16,11 @@ from rich.table import Table
 
 from orchestrator.rows import TrialHistory
 
+PLAIN_WIDTH = 120
+"""Columns of output that goes to no terminal."""
+
+SHORT_NAMES = {"learning_rate": "lr"}
+
 FAILURES = ("diverged", "out_of_memory", "failed")
 
 
@@ -32,7 +37,7 @@ def quiet(log: BinaryIO) -> Iterator[Console]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            yield Console(file=shown)
+            yield Console(file=shown, width=None if shown.isatty() else PLAIN_WIDTH)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -140,8 +145,10 @@ class Display:
 
 
 def describe_hyperparameters(hyperparameters: Mapping[str, Any]) -> str:
-    """Write ``rank 8, alpha 16, learning_rate 0.0003``."""
-    return ", ".join(f"{name} {_short(value)}" for name, value in hyperparameters.items())
+    """Write ``rank 8, alpha 16, lr 0.0003``."""
+    return ", ".join(
+        f"{SHORT_NAMES.get(name, name)} {_short(value)}" for name, value in hyperparameters.items()
+    )
 
 
 def _short(value: Any) -> str:
@@ -150,11 +157,16 @@ def _short(value: Any) -> str:
 
 def final_table(experiment_methods: Sequence[str], trials: Sequence[TrialHistory]) -> Table:
     """Build the table across methods: each method's best trial by validation accuracy, and its cost."""
-    table = Table(title="Best trial of each method, by validation accuracy", title_justify="left")
+    table = Table(
+        title="Best trial of each method, by validation accuracy",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     table.add_column("method")
     for heading in ("trials", "accuracy"):
         table.add_column(heading, justify="right")
-    table.add_column("hyperparameters", overflow="fold")
+    table.add_column("hyperparameters", overflow="fold", ratio=1)
     for heading in ("trainable", "model MB", "peak MB", "train s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for method in experiment_methods:

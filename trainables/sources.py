@@ -76,7 +76,7 @@ def _parse(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
         return pd.read_csv(file, sep="\t", header=header, quoting=csv.QUOTE_NONE, keep_default_na=False)
     if file.suffix == ".parquet":
         return pd.read_parquet(file)
-    return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False, convert_dates=False)
+    return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False)
 
 
 def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFrame, tuple[str, ...] | None]:

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from results import load
+from results.schema import TABLES
+from results.store import TrialRecord, write_record, write_snapshot
+
+
+def record(trial_id: str = "lora-000", number: int = 0, **columns: Any) -> TrialRecord:
+    identity = {"experiment": "e", "trial_id": trial_id, "method": "lora", "phase": "search"}
+    return TrialRecord(
+        trial={**identity, "trial_number": number, **columns},
+        metrics=[{**identity, "evaluation": i, "validation_accuracy": i / 10} for i in (1, 2)],
+    )
+
+
+def test_importing_results_loads_neither_ray_nor_torch_nor_pandas() -> None:
+    code = "import results, sys; print([m for m in ('ray', 'torch', 'pandas') if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "[]"
+
+
+def test_writing_a_trial_twice_leaves_one_row(tmp_path: Path) -> None:
+    write_record(tmp_path, record(status="running"))
+    write_record(tmp_path, record(status="completed"))
+    write_snapshot(tmp_path)
+    assert list(load(tmp_path).trials.status) == ["completed"]
+    assert len(load(tmp_path).metrics) == 2
+
+
+def test_missing_and_non_finite_values_are_nulls(tmp_path: Path) -> None:
+    write_record(tmp_path, record(validation_loss=float("nan"), train_loss=float("inf")))
+    write_snapshot(tmp_path)
+    row = load(tmp_path).trials.iloc[0]
+    assert row[["validation_loss", "train_loss", "test_accuracy", "error"]].isna().all()
+
+
+def test_hyperparameters_are_columns_of_their_own_type(tmp_path: Path) -> None:
+    write_record(tmp_path, record("a", 0, hp_rank=8, hp_alpha=16, hp_target_modules="c_attn,c_proj"))
+    write_record(tmp_path, record("b", 1, hp_alpha=0.5))
+    write_snapshot(tmp_path)
+    table = pd.read_parquet(tmp_path / "trials.parquet", dtype_backend="numpy_nullable")
+    assert str(table.hp_rank.dtype) == "Int64"
+    assert list(table.hp_alpha) == [16.0, 0.5]
+    assert table.hp_target_modules[0] == "c_attn,c_proj"
+    assert table.hp_rank.isna().tolist() == [False, True]
+
+
+def test_unknown_columns_and_strange_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown column 'accuracy'"):
+        write_record(tmp_path, record(accuracy=1.0))
+    with pytest.raises(ValueError, match="trial_id"):
+        write_record(tmp_path, record("../lora"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_never_sees_half_a_table(tmp_path: Path) -> None:
+    for number in range(20):
+        write_record(tmp_path, record(f"t-{number}", number, error="x" * 5000))
+    write_snapshot(tmp_path)
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            write_snapshot(tmp_path)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        counts = {len(pd.read_parquet(tmp_path / "trials.parquet")) for _ in range(60)}
+    finally:
+        stop.set()
+        writer.join()
+    assert counts == {20}
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_load_takes_directories_of_runs_and_globs(tmp_path: Path) -> None:
+    for name, columns in (("one", {"hp_rank": 8}), ("two", {"hp_beta": 0.5})):
+        (tmp_path / name).mkdir()
+        write_record(tmp_path / name, record(**columns))
+        write_snapshot(tmp_path / name)
+    for path in (tmp_path, f"{tmp_path}/*", [tmp_path / "one", tmp_path / "two"]):
+        loaded = load(path)
+        assert len(loaded.trials) == 2
+        assert {"hp_rank", "hp_beta"} <= set(loaded.trials)
+        assert list(loaded.predictions) == TABLES["predictions"].names
+    with pytest.raises(FileNotFoundError, match=r"no result set.*trials\.parquet"):
+        load(tmp_path / "three")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    error=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+    seed=st.integers(0, 2**63 - 1),
+    loss=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    moment=st.none() | st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)),
+)
+def test_what_is_written_is_read(
+    error: str | None, seed: int, loss: float | None, moment: datetime | None
+) -> None:
+    started = moment.replace(tzinfo=UTC) if moment else None
+    with TemporaryDirectory() as directory:
+        write_record(Path(directory), record(error=error, seed=seed, train_loss=loss, started_at=started))
+        write_snapshot(Path(directory))
+        row = pd.read_parquet(f"{directory}/trials.parquet", dtype_backend="pyarrow").iloc[0]
+    assert row.seed == seed
+    assert (error is None and pd.isna(row.error)) or row.error == error
+    assert (loss is None and pd.isna(row.train_loss)) or row.train_loss == loss
+    assert (started is None and pd.isna(row.started_at)) or row.started_at == started

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainables.batches import batch_positions, batches
+from trainables.data import TokenizedSplit
+
+PAD = 0
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300)
+
+
+def make_split(counts: list[int]) -> TokenizedSplit:
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    tokens = np.arange(1, offsets[-1] + 1, dtype=np.int32)
+    tokens.flags.writeable = False  # as it comes out of the object store
+    rows = np.arange(len(counts))
+    return TokenizedSplit(tokens, offsets, rows % 2, rows)
+
+
+@settings(deadline=None)
+@given(counts=lengths, size=st.integers(1, 32), seed=st.none() | st.integers(0, 5))
+def test_an_epoch_holds_each_example_once_padded_to_its_batch(
+    counts: list[int], size: int, seed: int | None
+) -> None:
+    split = make_split(counts)
+    seen: list[int] = []
+    short = 0
+    for batch in batches(split, size, PAD, None if seed is None else np.random.default_rng(seed)):
+        seen += batch.positions.tolist()
+        short += len(batch.positions) < size
+        sizes = [counts[position] for position in batch.positions]
+        assert batch.input_ids.shape == batch.attention_mask.shape == (len(sizes), max(sizes))
+        assert batch.attention_mask.sum(dim=1).tolist() == sizes
+        assert batch.tokens == sum(sizes)
+        for row, position in enumerate(batch.positions):
+            expected = split.tokens[split.offsets[position] : split.offsets[position + 1]].tolist()
+            padding = [PAD] * (max(sizes) - len(expected))
+            assert batch.input_ids[row].tolist() == expected + padding
+            assert batch.labels[row] == split.labels[position]
+    assert sorted(seen) == list(range(len(counts)))
+    assert short <= 1
+
+
+def test_order_is_the_seeds() -> None:
+    sizes = np.random.default_rng(0).integers(1, 60, 500)
+
+    def order(seed: int) -> list[int]:
+        return np.concatenate(batch_positions(sizes, 16, np.random.default_rng(seed))).tolist()
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_buckets_leave_little_padding() -> None:
+    sizes = np.random.default_rng(0).geometric(0.05, 4000).clip(1, 64)
+    cut = batch_positions(sizes, 16, np.random.default_rng(0))
+    padded = sum(len(batch) * sizes[batch].max() for batch in cut)
+    assert padded < 1.1 * sizes.sum()

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainables.data import RawData, read_data, stratified_order
+from trainables.embedded_text import embedded_splits
+from trainables.errors import InputError
+from trainables.settings import DataSettings
+
+
+def write(directory: Path, rows: int, suffix: str = "csv") -> str:
+    frame = pd.DataFrame(
+        {
+            "sentence": [f'text "{i}" of it' for i in range(rows)],
+            "label": [["bad", "good"][i % 3 > 0] for i in range(rows)],
+        }
+    )
+    file = directory / f"{rows}.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(file, index=False)
+    elif suffix == "tsv":
+        file.write_text("\n".join(["sentence\tlabel", *(f"{s}\t{label}" for s, label in frame.values)]))
+    elif suffix == "parquet":
+        frame.to_parquet(file)
+    else:
+        frame.to_json(file, orient="records", lines=suffix == "jsonl")
+    return str(file)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_each_kind_of_file_reads_the_same(suffix: str, tmp_path: Path) -> None:
+    file = write(tmp_path, 90, suffix)
+    raw = read_data(DataSettings(path=None, train=file, validation=None), seed=0)
+    assert raw.labels == ("bad", "good")
+    assert 'text "7" of it' in raw.train.texts + raw.validation.texts + raw.test.texts
+
+
+def test_missing_splits_are_cut_from_train_before_the_sample(tmp_path: Path) -> None:
+    file = write(tmp_path, 300)
+    settings = DataSettings(path=None, train=file, validation=None, max_train_examples=60)
+    raw = read_data(settings, seed=3)
+    assert (len(raw.train.texts), len(raw.validation.texts), len(raw.test.texts)) == (60, 27, 30)
+    parts = [set(split.texts) for split in (raw.train, raw.validation, raw.test)]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert "cut from file 300.csv (10%, stratified, seed 3)" in raw.test.origin
+    for split in (raw.train, raw.validation, raw.test):
+        assert abs(split.labels.mean() - 2 / 3) < 0.05
+    assert read_data(settings, seed=3).test.texts == raw.test.texts
+    assert read_data(settings, seed=4).test.texts != raw.test.texts
+
+
+def test_smaller_samples_are_part_of_larger_ones(tmp_path: Path) -> None:
+    file = write(tmp_path, 300)
+
+    def sample(count: int) -> set[str]:
+        given = DataSettings(path=None, train=file, validation=None, max_train_examples=count)
+        return set(read_data(given, seed=0).train.texts)
+
+    assert sample(20) < sample(50) < sample(100)
+
+
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RawData:
+    """A dataset saved as the hub's are: class labels, and a test split without labels."""
+    dataset = Dataset.from_dict(
+        {"sentence": [f"s {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
+    )
+    dataset = dataset.cast_column("label", ClassLabel(names=["negative", "positive"]))
+    unlabelled = Dataset.from_dict({"sentence": ["t"], "label": [-1]}, features=dataset.features)
+    splits = DatasetDict({"train": dataset, "validation": dataset.select(range(10)), "test": unlabelled})
+    monkeypatch.setattr("datasets.load_dataset", lambda path, config, split: splits[split])
+    return read_data(DataSettings(path="glue", config="sst2", test="test"), seed=0)
+
+
+def test_a_test_split_without_labels_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = hub(tmp_path, monkeypatch)
+    assert raw.labels == ("negative", "positive")
+    assert raw.test.origin.startswith("cut from train of glue/sst2")
+    assert "also occur in train" in raw.validation.origin
+
+
+def test_an_unreachable_hub_dataset_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"data\.path: split 'train' of nobody/nothing could not be loaded"):
+        read_data(DataSettings(path="nobody/nothing"), seed=0)
+
+
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=200),
+    seed=st.integers(0, 9),
+    share=st.floats(0.05, 1),
+)
+def test_every_prefix_of_the_stratified_order_keeps_the_shares(
+    labels: list[int], seed: int, share: float
+) -> None:
+    array = np.array(labels)
+    order = stratified_order(array, seed)
+    assert sorted(order) == list(range(len(labels)))
+    count = max(1, int(share * len(labels)))
+    taken = array[order[:count]]
+    for label in set(labels):
+        expected = count * np.mean(array == label)
+        assert abs(np.sum(taken == label) - expected) <= len(set(labels)) / 2 + 0.5
+
+
+def test_the_embedded_dataset_is_the_same_each_time_and_its_splits_are_apart() -> None:
+    splits = embedded_splits()
+    assert embedded_splits() == splits
+    texts = [text for split in splits.values() for text in split[0]]
+    assert len(set(texts)) == len(texts)
+    words = {name: {word for text in split[0] for word in text.split()} for name, split in splits.items()}
+    assert "riveting" in words["validation"] - words["train"]
+    assert {name: len(split[0]) for name, split in splits.items()} == {
+        "train": 2000,
+        "validation": 600,
+        "test": 1000,
+    }
+
+
+def test_real_sst2(shared: Path) -> None:
+    directory = shared / "data" / "sst2"
+    raw = read_data(
+        DataSettings(
+            path=None,
+            train=str(directory / "train.tsv"),
+            validation=str(directory / "dev.tsv"),
+            test=str(directory / "test.tsv"),
+            columns=["sentence", "label"],
+            max_train_examples=1000,
+        ),
+        seed=0,
+    )
+    assert [len(split.texts) for split in (raw.train, raw.validation, raw.test)] == [1000, 872, 1821]
