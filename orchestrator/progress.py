@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,35 +13,9 @@ from rich.table import Table
 
 from orchestrator.rows import TrialHistory
 
-PLAIN_WIDTH = 120
-"""Columns of output that goes to no terminal."""
-
 SHORT_NAMES = {"learning_rate": "lr"}
 
 FAILURES = ("diverged", "out_of_memory", "failed")
-
-
-@contextmanager
-def quiet(log: BinaryIO) -> Iterator[Console]:
-    """Send everything this process and its libraries print to ``log``; yield a console that still shows.
-
-    Ray, transformers and their C++ parts write to the file descriptors, so those are what is moved.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    out, err = os.dup(1), os.dup(2)
-    with os.fdopen(os.dup(out), "w") as shown:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield Console(file=shown, width=None if shown.isatty() else PLAIN_WIDTH)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(out, 1)
-            os.dup2(err, 2)
-            os.close(out)
-            os.close(err)
 
 
 class Display:

@@ -88,21 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.loading import load_experiment
-    from orchestrator.plan import plan, render
-    from orchestrator.prepare import check_resources, check_run_directory, prepare
-    from orchestrator.progress import quiet
+    from orchestrator.quiet import quiet
 
-    methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
-    where = str(options.experiment or "built-in experiment")
     with tempfile.TemporaryFile() as chatter:
         with quiet(chatter) as console:
-            experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
-            if not options.dry_run:
-                check_run_directory(experiment, where)
-            check_resources(experiment, *available_resources(), where)
-            prepared = prepare(experiment, console.print, where)
+            experiment, prepared = _prepare(options, console)
             if options.dry_run:
+                from orchestrator.plan import plan, render
+
                 console.print(render(experiment, prepared, plan(experiment, prepared)))
                 return 0
         directory = experiment.run_directory
@@ -114,6 +107,20 @@ def _run(options: argparse.Namespace) -> int:
             log.flush()
             with quiet(log) as console:
                 return _search(experiment, prepared, console)
+
+
+def _prepare(options: argparse.Namespace, console: Console) -> tuple[Experiment, Prepared]:
+    """Check everything that can be checked before Ray starts."""
+    from orchestrator.loading import load_experiment
+    from orchestrator.prepare import check_resources, check_run_directory, prepare
+
+    methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
+    where = str(options.experiment or "built-in experiment")
+    experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
+    if not options.dry_run:
+        check_run_directory(experiment, where)
+    check_resources(experiment, *available_resources(), where)
+    return experiment, prepare(experiment, console.print, where)
 
 
 def _search(experiment: Experiment, prepared: Prepared, console: Console) -> int:
@@ -175,10 +182,11 @@ def connect() -> dict[str, float]:
 
 
 def _reproduce(run_directory: Path, trial_id: str) -> int:
-    from orchestrator.progress import quiet
-    from orchestrator.reproduce import reproduce
+    from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
+        from orchestrator.reproduce import reproduce
+
         outcome = reproduce(run_directory, trial_id, console.print)
     if not outcome.differences:
         print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")

@@ -45,7 +45,14 @@ def make_model(architecture: str) -> PreTrainedModel:
     """Make a tiny model with random weights."""
     if architecture == "gpt2":
         config = GPT2Config(
-            vocab_size=len(WORDS), n_positions=64, n_embd=64, n_layer=2, n_head=2, pad_token_id=0
+            vocab_size=len(WORDS),
+            n_positions=64,
+            n_embd=64,
+            n_layer=2,
+            n_head=2,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
         )
         return GPT2LMHeadModel(config)
     return LlamaForCausalLM(

@@ -48,7 +48,7 @@ def test_missing_splits_are_cut_from_train_before_the_sample(tmp_path: Path) -> 
     raw = read_data(settings, seed=3)
     assert (len(raw.train.texts), len(raw.validation.texts), len(raw.test.texts)) == (60, 27, 30)
     parts = [set(split.texts) for split in (raw.train, raw.validation, raw.test)]
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert len(set.union(*parts)) == sum(map(len, parts))
     assert "cut from file 300.csv (10%, stratified, seed 3)" in raw.test.origin
     for split in (raw.train, raw.validation, raw.test):
         assert abs(split.labels.mean() - 2 / 3) < 0.05
@@ -86,7 +86,8 @@ def test_a_test_split_without_labels_counts_as_none(tmp_path: Path, monkeypatch:
 
 
 def test_an_unreachable_hub_dataset_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"data\.path: split 'train' of nobody/nothing could not be loaded"):
         read_data(DataSettings(path="nobody/nothing"), seed=0)
 

@@ -1,0 +1,37 @@
+"""Keep the terminal for what the person there should see."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from rich.console import Console
+
+PLAIN_WIDTH = 120
+"""Columns of output that goes to no terminal."""
+
+
+@contextmanager
+def quiet(log: BinaryIO) -> Iterator[Console]:
+    """Send everything this process and its libraries print to ``log``; yield a console that still shows.
+
+    Ray, transformers and their C++ parts write to the file descriptors, so those are what is moved.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out, err = os.dup(1), os.dup(2)
+    with os.fdopen(os.dup(out), "w") as shown:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield Console(file=shown, width=None if shown.isatty() else PLAIN_WIDTH)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            os.close(out)
+            os.close(err)

@@ -1,0 +1,180 @@
+"""Whole runs of the command, as a user starts it: a real Ray, small models."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from results import load
+
+OUTCOME = [
+    "trial_id",
+    "method",
+    "seed",
+    "status",
+    "evaluations",
+    "train_loss",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_macro_f1",
+    "tokens",
+]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: dict[str, Path]) -> Path:
+    file = tmp_path / "small.yaml"
+    values = {
+        "name": "small",
+        "model": {"path": str(model_directories["gpt2"])},
+        "data": {
+            "path": None,
+            "columns": ["sentence", "label"],
+            **{k: str(v) for k, v in data_files.items()},
+        },
+        "training": {"epochs": 2, "batch_size": 8},
+        "search": {"trials": 3},
+        "methods": {"head": {}, "full": {}, "lora": {"rank": [2, 4]}, "dora": {}, "qlora": {}},
+        "storage": str(tmp_path / "runs"),
+    }
+    file.write_text(json.dumps(values))  # JSON is YAML
+    return file
+
+
+def command(experiment: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.run", str(experiment), *arguments]
+
+
+def run(experiment: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(experiment, *arguments), capture_output=True, text=True, timeout=300)
+
+
+def table(directory: Path) -> pd.DataFrame:
+    trials = load(directory).trials
+    columns = OUTCOME + sorted(column for column in trials if column.startswith("hp_"))
+    return trials[columns].sort_values("trial_id", ignore_index=True)
+
+
+def test_a_comparison_leaves_a_whole_result_set(experiment: Path, tmp_path: Path) -> None:
+    done = run(experiment)
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "runs" / "small"
+    results = load(directory)
+    trials = results.trials
+    assert trials.method.value_counts().to_dict() == dict.fromkeys(
+        ["head", "full", "lora", "dora", "qlora"], 3
+    )
+    assert set(trials.status) <= {"completed", "stopped"}
+    assert (
+        trials[["train_seconds", "evaluation_seconds", "setup_seconds", "model_bytes"]].notna().all(axis=None)
+    )
+    assert trials.hp_rank.isna().equals(trials.method.isin(["head", "full"]))
+    # Each method's first trial is its published default, or what is nearest to it in the search space.
+    first = trials[trials.trial_number == 0].set_index("method")
+    assert first.hp_learning_rate.to_dict() == {
+        "head": 1e-3,
+        "full": 6.25e-5,
+        "lora": 5e-4,
+        "dora": 2e-4,
+        "qlora": 2e-4,
+    }
+    assert first.hp_rank["lora"] == 4
+    # One checkpoint a method stays, that of its best trial.
+    kept = results.checkpoints.set_index("method")
+    assert set(kept.index) == set(trials.method)
+    assert sorted(kept.trial_id) == sorted(path.name for path in (directory / "checkpoints").iterdir())
+    for method, group in trials.groupby("method"):
+        best = group.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True]).iloc[0]
+        assert kept.trial_id[method] == best.trial_id
+    curve = results.metrics[results.metrics.trial_id == trials.trial_id[0]]
+    assert len(curve) == trials.evaluations[0]
+    assert "Best trial of each method" in done.stdout
+    assert f'pandas.read_parquet("{directory}/trials.parquet")' in done.stdout
+    assert not done.stderr
+    # The search is given the validation split alone.
+    assert trials.test_accuracy.isna().all()
+
+    # One trial again, from its row.
+    again = subprocess.run(
+        [sys.executable, "-m", "orchestrator.run", "--reproduce", str(directory), "qlora-000"],
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "the same numbers in all" in again.stdout
+
+
+def test_random_search_without_early_stopping_is_the_same_with_two_trials_at_once(
+    experiment: Path, tmp_path: Path
+) -> None:
+    settings = (
+        "--set",
+        "search.sampler=random",
+        "--set",
+        "search.early_stopping=none",
+        "--methods",
+        "full,lora",
+    )
+    for name in ("one", "two"):
+        done = run(experiment, "--name", name, *settings)
+        assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(table(tmp_path / "runs" / "one"), table(tmp_path / "runs" / "two"))
+
+
+def test_the_default_search_is_the_same_with_one_slot(experiment: Path, tmp_path: Path) -> None:
+    settings = ("--set", "resources.max_concurrent=1", "--methods", "head,full", "--set", "search.trials=4")
+    for name in ("one", "two"):
+        done = run(experiment, "--name", name, *settings)
+        assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(table(tmp_path / "runs" / "one"), table(tmp_path / "runs" / "two"))
+
+
+def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(experiment: Path, tmp_path: Path) -> None:
+    wild = '{"kind": "full", "learning_rate": 1e30}'
+    done = run(experiment, "--methods", "head,wild", "--set", f"methods.wild={wild}")
+    assert done.returncode == 0, done.stderr
+    trials = load(tmp_path / "runs" / "small").trials.set_index("method")
+    assert set(trials.loc["wild"].status) == {"diverged"}
+    assert trials.loc["wild"].error.str.contains("loss became nan").all()
+    assert trials.loc["head"].validation_accuracy.notna().all()
+    assert "3 failed" in done.stdout
+
+
+def test_the_same_kind_twice_under_two_names(experiment: Path, tmp_path: Path) -> None:
+    done = run(
+        experiment,
+        *("--set", "methods.attention={kind: lora, target_modules: [c_attn], rank: 2}"),
+        *("--methods", "lora,attention", "--set", "search.trials=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    trials = load(tmp_path / "runs" / "small").trials.set_index("method")
+    assert trials.kind.to_dict() == {"lora": "lora", "attention": "lora"}
+    assert trials.trainable_parameters["attention"] < trials.trainable_parameters["lora"]
+
+
+def test_interrupting_keeps_what_is_finished(experiment: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "small"
+    process = subprocess.Popen(
+        command(experiment, "--set", "search.trials=200", "--methods", "full"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(directory.glob("journal/*.json"))) < 4:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    assert "interrupted" in out
+    assert "Traceback" not in out + err
+    trials = pd.read_parquet(directory / "trials.parquet")
+    assert (trials.status == "completed").any() or (trials.status == "stopped").any()
+    assert "running" not in set(trials.status)
