@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -90,7 +91,7 @@ def load_tokenizer(settings: ModelSettings, report: Callable[[str], None] = prin
         )
     except Exception as error:
         raise InputError(
-            "model.path", f"no tokenizer could be loaded from {path}: {_first_line(error)}"
+            "model.path", f"no tokenizer could be loaded from {path}: {_reason(error)}"
         ) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -137,7 +138,7 @@ def load_base(
     except Exception as error:
         raise InputError(
             "model.path",
-            f"{path} could not be loaded: {_first_line(error)}; expected a hub id that can be reached, or a "
+            f"{path} could not be loaded: {_reason(error)}; expected a hub id that can be reached, or a "
             "directory, of an architecture with a sequence classification head and safetensors weights",
         ) from error
     prefix = f"{model.base_model_prefix}."
@@ -152,7 +153,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
 
     The views may be read-only; call :func:`own_trainable_parameters` before training.
     """
-    config = AutoConfig.for_model(**base.config)
+    config = _make_config(base)
     with no_init_weights():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config,
@@ -168,6 +169,17 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
     model.config.name_or_path = base.path
     model.name_or_path = base.path
     return model
+
+
+def _make_config(base: BaseModel) -> PreTrainedConfig:
+    if not base.settings.trust_remote_code:
+        return AutoConfig.for_model(**base.config)
+    # A class that came with the model is found through its path only.
+    known: PreTrainedConfig = AutoConfig.from_pretrained(
+        base.path, revision=base.settings.revision, trust_remote_code=True
+    )
+    known.update({key: value for key, value in base.config.items() if key not in ("auto_map", "model_type")})
+    return known
 
 
 def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -198,10 +210,13 @@ def check_target_modules(model: PreTrainedModel, names: Sequence[str], key: str)
 
 
 def own_trainable_parameters(model: nn.Module) -> None:
-    """Give each parameter that will be trained memory of its own, in place of a shared view."""
+    """Give each parameter that will be trained memory of its own, in place of a shared view, and 32 bits.
+
+    AdamW's small updates are lost in bfloat16's 8 bits of precision (Micikevicius et al. 2018, section 3.1).
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.clone()
+            parameter.data = parameter.data.to(torch.float32, copy=True)
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
@@ -225,5 +240,7 @@ def _fingerprint(weights: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs Python code that comes with it; set model.trust_remote_code: true if you trust it"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -17,7 +17,9 @@ class ModelSettings(Settings):
     """The base model."""
 
     path: str = Field("embedded", min_length=1, description="hub id, local directory, or 'embedded'")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of weights and computation")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of frozen weights and computation; what is trained is float32"
+    )
     revision: str | None = Field(None, description="hub revision; null is the default branch")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(False, description="accept weights that are not safetensors")

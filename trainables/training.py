@@ -68,12 +68,24 @@ def make_optimizer(
     return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
 
 
+def forward(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+    """Return float32 logits ``[examples, labels]``, computed in ``dtype``: by autocast in bfloat16."""
+    device = batch.input_ids.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits: torch.Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return logits.float()
+
+
 def train_step(
-    model: nn.Module, batch: Batch, optimizer: AdamW, schedule: LRScheduler, max_gradient_norm: float
+    model: nn.Module,
+    batch: Batch,
+    optimizer: AdamW,
+    schedule: LRScheduler,
+    max_gradient_norm: float,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Take one optimizer step on a batch and return its mean loss, a detached scalar on its device."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    loss = cross_entropy(logits.float(), batch.labels)
+    loss = cross_entropy(forward(model, batch, dtype), batch.labels)
     loss.backward()
     nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), max_gradient_norm)
     optimizer.step()
@@ -83,7 +95,11 @@ def train_step(
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], labels: NDArray[np.int64], device: torch.device
+    model: nn.Module,
+    batches: Iterable[Batch],
+    labels: NDArray[np.int64],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Scores:
     """Evaluate a model in eval mode, without gradients; put it back in the mode it was in.
 
@@ -92,6 +108,7 @@ def evaluate(
         batches: each example of a split once.
         labels: [examples] right label indices, in the order of the split.
         device: where the model is.
+        dtype: to compute in.
 
     Raises:
         DivergedError: if the loss is not finite.
@@ -102,9 +119,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             for batch in batches:
-                moved = batch.to(device)
-                output = model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
-                rows.append(output.logits.float().cpu())
+                rows.append(forward(model, batch.to(device), dtype).cpu())
                 positions.append(batch.positions)
     finally:
         model.train(was_training)

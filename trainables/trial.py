@@ -92,11 +92,11 @@ def run_trial(
         torch.set_num_threads(spec.threads)
     reset_peak_memory(device)
     setup, training, evaluating = Stopwatch(device), Stopwatch(device), Stopwatch(device)
-    settings = spec.training
+    settings, dtype = spec.training, getattr(torch, base.settings.dtype)
     stream = RandomStream(spec.seed, device)
     steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
     total_steps = settings.epochs * steps_per_epoch
-    evaluation_steps = _evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
+    stops = evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
     with setup.running(), stream.active():
         model = wrap_base(base, spec.kind, spec.settings, spec.seed).to(device)
         optimizer, schedule = make_optimizer(model, settings, total_steps)
@@ -109,11 +109,13 @@ def run_trial(
 
     best: Scores | None = None
     step = examples = tokens = 0
-    for number, last_step in enumerate(evaluation_steps, start=1):
+    for number, last_step in enumerate(stops, start=1):
         loss_sum, seen = torch.zeros((), device=device), 0
         with training.running(), stream.active():
             for batch in islice(training_batches, last_step - step):
-                loss = train_step(model, batch.to(device), optimizer, schedule, settings.max_gradient_norm)
+                loss = train_step(
+                    model, batch.to(device), optimizer, schedule, settings.max_gradient_norm, dtype
+                )
                 loss_sum += loss * len(batch.positions)
                 seen += len(batch.positions)
                 tokens += batch.tokens
@@ -123,7 +125,7 @@ def run_trial(
             raise DivergedError(f"the training loss became {train_loss} by step {step}")
         with evaluating.running():
             validation = batches(data.validation, settings.evaluation_batch_size, data.pad_token_id)
-            scores = evaluate(model, validation, data.validation.labels, device)
+            scores = evaluate(model, validation, data.validation.labels, device, dtype)
         is_best = best is None or (scores.accuracy, -scores.loss) > (best.accuracy, -best.loss)
         checkpoint = None
         if is_best:
@@ -173,13 +175,13 @@ def failure_status(error: Exception) -> str:
     if isinstance(error, DivergedError):
         return "diverged"
     # PyTorch's CPU allocator raises a plain RuntimeError.
-    cpu_allocator = isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu_allocator:
         return "out_of_memory"
     return "failed"
 
 
-def _evaluation_steps(total_steps: int, evaluations: int) -> list[int]:
+def evaluation_steps(total_steps: int, evaluations: int) -> list[int]:
     """Spread evaluations evenly; the last comes after the last step. Fewer steps make fewer evaluations."""
     steps = [round(number * total_steps / evaluations) for number in range(1, evaluations + 1)]
     return [step for step in dict.fromkeys(steps) if step > 0]

@@ -13,11 +13,12 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from trainables.base_model import BaseModel, build_model, load_base, load_tokenizer
 from trainables.batches import Batch, batches
+from trainables.checkpoints import Checkpoint
 from trainables.data import TokenizedData, load_data, read_data
 from trainables.methods import METHODS
 from trainables.methods.qlora import quantize
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.training import RandomStream, evaluate, make_optimizer, train_step
+from trainables.training import RandomStream, Scores, evaluate, make_optimizer, train_step
 from trainables.trial import Evaluation, TrialSpec, run_trial, wrap_base
 
 CPU = torch.device("cpu")
@@ -43,7 +44,15 @@ def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Tok
 
 @pytest.fixture(scope="module")
 def base(architecture: str, model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
-    settings = ModelSettings(path=str(model_directories[architecture]))
+    return read_base(ModelSettings(path=str(model_directories[architecture])), data)
+
+
+@pytest.fixture(scope="module")
+def bfloat16_base(architecture: str, model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
+    return read_base(ModelSettings(path=str(model_directories[architecture]), dtype="bfloat16"), data)
+
+
+def read_base(settings: ModelSettings, data: TokenizedData) -> BaseModel:
     loaded = load_base(settings, data.labels, data.pad_token_id)
     for weights in loaded.weights.values():
         weights.flags.writeable = False  # as they come out of the object store
@@ -157,20 +166,41 @@ def test_checkpoint_opens_with_the_plain_libraries_and_scores_the_same(
     assert best.checkpoint.kind == METHODS[kind].checkpoint_kind
     files = [file for file in (tmp_path / "checkpoint").rglob("*") if file.is_file()]
     assert best.checkpoint.bytes == sum(file.stat().st_size for file in files)
-    if best.checkpoint.kind == "full":
-        model = AutoModelForSequenceClassification.from_pretrained(best.checkpoint.path)
+    scores = score_checkpoint(best.checkpoint, METHODS[kind].quantized, base, data)
+    assert scores.accuracy == best.validation_accuracy
+    assert scores.macro_f1 == best.validation_macro_f1
+
+
+def test_a_bfloat16_base_trains_in_float32_and_its_checkpoint_scores_the_same(
+    bfloat16_base: BaseModel, data: TokenizedData, kind: str, tmp_path: Path
+) -> None:
+    model = wrap_base(bfloat16_base, kind, METHODS[kind].settings(), seed=1)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert frozen <= {torch.bfloat16, torch.uint8}, "float32 copies of frozen weights waste memory"
+    points = list(run_trial(make_spec(kind, epochs=8), data, bfloat16_base, tmp_path / "checkpoint"))
+    assert points[-1].train_loss < points[0].train_loss
+    best = next(point for point in reversed(points) if point.is_best)
+    assert best.checkpoint is not None
+    scores = score_checkpoint(best.checkpoint, METHODS[kind].quantized, bfloat16_base, data)
+    assert scores.accuracy == best.validation_accuracy
+
+
+def score_checkpoint(checkpoint: Checkpoint, quantized: bool, base: BaseModel, data: TokenizedData) -> Scores:
+    """Open a checkpoint as a user does, with the plain libraries, and evaluate it."""
+    if checkpoint.kind == "full":
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint.path)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
             base.path,
+            dtype=getattr(torch, base.settings.dtype),
             num_labels=len(data.labels),
             pad_token_id=data.pad_token_id,
-            quantization_config=NF4 if METHODS[kind].quantized else None,
+            quantization_config=NF4 if quantized else None,
         )
-        model = PeftModel.from_pretrained(model, best.checkpoint.path)
+        model = PeftModel.from_pretrained(model, checkpoint.path)
     split = batches(data.validation, 64, data.pad_token_id)
-    scores = evaluate(model, split, data.validation.labels, CPU)
-    assert scores.accuracy == best.validation_accuracy
-    assert scores.macro_f1 == best.validation_macro_f1
+    return evaluate(model, split, data.validation.labels, CPU, getattr(torch, base.settings.dtype))
 
 
 def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseModel) -> None:

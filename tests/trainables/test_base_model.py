@@ -1,0 +1,95 @@
+"""Loading and rebuilding base models: code of their own, padding, heads, weights that are shared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import make_tokenizer
+from trainables.base_model import build_model, linear_layer_names, load_base, load_tokenizer
+from trainables.errors import InputError
+from trainables.settings import ModelSettings
+
+LABELS = ("negative", "positive")
+
+OWN_CODE = """
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+
+class OwnConfig(GPT2Config):
+    model_type = "own"
+
+
+class OwnForSequenceClassification(GPT2ForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(model_directories: dict[str, Path], tmp_path: Path) -> Path:
+    """A model directory with Python code of its own."""
+    directory = tmp_path / "own"
+    shutil.copytree(model_directories["gpt2"], directory)
+    (directory / "modeling_own.py").write_text(OWN_CODE)
+    config = json.loads((directory / "config.json").read_text())
+    config["model_type"] = "own"
+    config["auto_map"] = {
+        "AutoConfig": "modeling_own.OwnConfig",
+        "AutoModelForSequenceClassification": "modeling_own.OwnForSequenceClassification",
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_code_that_comes_with_a_model_runs_only_when_asked_for(own_code: Path) -> None:
+    with pytest.raises(InputError, match="trust_remote_code"):
+        load_base(ModelSettings(path=str(own_code)), LABELS, 0)
+    base = load_base(ModelSettings(path=str(own_code), trust_remote_code=True), LABELS, 0)
+    model = build_model(base, seed=1)
+    assert type(model).__name__ == "OwnForSequenceClassification"
+    assert model.config.num_labels == 2
+    assert model.config.pad_token_id == 0
+
+
+def test_the_seed_decides_the_head_and_nothing_else(
+    model_directories: dict[str, Path], architecture: str
+) -> None:
+    base = load_base(ModelSettings(path=str(model_directories[architecture])), LABELS, 0)
+    one, same, other = (build_model(base, seed) for seed in (1, 1, 2))
+    for (name, a), b, c in zip(one.named_parameters(), same.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert torch.equal(a, c) == (not name.startswith("score")), name
+
+
+def test_rebuilt_weights_are_views_of_the_shared_ones(
+    model_directories: dict[str, Path], architecture: str
+) -> None:
+    base = load_base(ModelSettings(path=str(model_directories[architecture])), LABELS, 0)
+    parameters = dict(build_model(base, seed=1).named_parameters())
+    for name, weights in base.weights.items():
+        if name in parameters:
+            assert parameters[name].data_ptr() == weights.ctypes.data, name
+
+
+def test_target_modules_come_from_the_architecture(model_directories: dict[str, Path]) -> None:
+    expected = {
+        "gpt2": {"c_attn", "c_proj", "c_fc"},
+        "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    }
+    for architecture, names in expected.items():
+        base = load_base(ModelSettings(path=str(model_directories[architecture])), LABELS, 0)
+        assert set(linear_layer_names(build_model(base, 0))) == names
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "film"
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model.safetensors").touch()
+    assert load_tokenizer(ModelSettings(path=str(tmp_path))).pad_token == "film"

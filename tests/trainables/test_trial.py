@@ -1,0 +1,63 @@
+"""A trial's own rules: where it evaluates, how it fails, what real models and data make of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainables.base_model import load_base, load_tokenizer
+from trainables.data import load_data, read_data
+from trainables.errors import DivergedError
+from trainables.methods import METHODS
+from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.trial import TrialSpec, evaluation_steps, failure_status, run_trial
+
+MORE_THAN_ANY_MACHINE_HAS = 10**15
+
+
+@given(st.integers(1, 10_000), st.integers(1, 200))
+def test_evaluations_are_spread_evenly_and_end_with_the_last_step(steps: int, evaluations: int) -> None:
+    points = evaluation_steps(steps, evaluations)
+    assert points[-1] == steps
+    assert len(points) == min(steps, evaluations)
+    gaps = [after - before for before, after in zip([0, *points], points, strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+    assert min(gaps) >= 1
+
+
+def test_running_out_of_memory_is_told_from_other_failures() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(MORE_THAN_ANY_MACHINE_HAS, dtype=torch.float64)
+    assert failure_status(raised.value) == "out_of_memory"
+    with pytest.raises(RuntimeError) as raised:
+        torch.ones(2) @ torch.ones(3)
+    assert failure_status(raised.value) == "failed"
+    assert failure_status(MemoryError()) == "out_of_memory"
+    assert failure_status(DivergedError("the loss became nan")) == "diverged"
+
+
+@pytest.mark.parametrize("model", ["gpt2-mini-reviews", "stories260k-llama"])
+@pytest.mark.parametrize("kind", sorted(METHODS))
+def test_real_pretrained_models_learn_real_sentences(shared: Path, model: str, kind: str) -> None:
+    settings = ModelSettings(path=str(shared / "models" / model))
+    data_settings = DataSettings(
+        path=None,
+        train=str(shared / "data" / "sst2" / "train.tsv"),
+        validation=str(shared / "data" / "sst2" / "dev.tsv"),
+        test=str(shared / "data" / "sst2" / "test.tsv"),
+        columns=["sentence", "label"],
+        max_train_examples=256,
+        max_validation_examples=64,
+    )
+    data = load_data(read_data(data_settings, 0), load_tokenizer(settings), 64)
+    base = load_base(settings, data.labels, data.pad_token_id)
+    training = TrainingSettings(epochs=2, learning_rate=3e-3 if kind != "full" else 3e-4, batch_size=16)
+    spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
+    points = list(run_trial(spec, data, base, None))
+    assert points[-1].train_loss < points[0].train_loss
+    assert all(math.isfinite(point.validation_loss) for point in points)
