@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -42,7 +43,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(architecture: str) -> PreTrainedModel:
-    """Make a tiny model with random weights."""
+    """Make a tiny model with random weights, the same every time."""
+    torch.manual_seed(0)
     if architecture == "gpt2":
         config = GPT2Config(
             vocab_size=len(WORDS),

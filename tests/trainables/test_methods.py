@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
@@ -22,7 +23,16 @@ from trainables.training import RandomStream, Scores, evaluate, make_optimizer, 
 from trainables.trial import Evaluation, TrialSpec, run_trial, wrap_base
 
 CPU = torch.device("cpu")
-NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+def nf4(dtype: str = "float32") -> BitsAndBytesConfig:
+    """Return what QLoRA's authors load a base with, to compute in ``dtype``."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -196,9 +206,13 @@ def score_checkpoint(checkpoint: Checkpoint, quantized: bool, base: BaseModel, d
             dtype=getattr(torch, base.settings.dtype),
             num_labels=len(data.labels),
             pad_token_id=data.pad_token_id,
-            quantization_config=NF4 if quantized else None,
+            quantization_config=nf4(base.settings.dtype) if quantized else None,
         )
         model = PeftModel.from_pretrained(model, checkpoint.path)
+        for layer in model.modules():
+            if isinstance(layer, Linear4bit):
+                # Else bitsandbytes takes another kernel for bfloat16 inference where the CPU has one.
+                layer.support_avx512bf16_for_cpu = False
     split = batches(data.validation, 64, data.pad_token_id)
     return evaluate(model, split, data.validation.labels, CPU, getattr(torch, base.settings.dtype))
 
@@ -206,7 +220,7 @@ def score_checkpoint(checkpoint: Checkpoint, quantized: bool, base: BaseModel, d
 def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseModel) -> None:
     ours = build_model(base, seed=0)
     quantize(ours)
-    theirs = AutoModelForSequenceClassification.from_pretrained(base.path, quantization_config=NF4)
+    theirs = AutoModelForSequenceClassification.from_pretrained(base.path, quantization_config=nf4())
     expected = {name: p for name, p in theirs.named_parameters() if hasattr(p, "quant_state")}
     found = {name: p for name, p in ours.named_parameters() if hasattr(p, "quant_state")}
     assert set(found) == set(expected)
