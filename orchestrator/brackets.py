@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.studies import OBJECTIVE
+from orchestrator.studies import ASSIGNMENT, OBJECTIVE
 
 EVALUATION = "evaluation"
 """The reported count that rungs are measured in."""
@@ -42,7 +43,17 @@ class MethodBrackets(FIFOScheduler):
         self._brackets = dict(brackets)
 
     def _bracket(self, trial: Trial) -> TrialScheduler:
-        return self._brackets[trial.config["method"]]
+        return self._brackets[trial.config[ASSIGNMENT]["method"]]
+
+    def replay(self, method: str, trial_id: str, objectives: Sequence[float]) -> None:
+        """Tell a method's bracket the curve of a trial of an interrupted run: objectives by evaluation."""
+        bracket = self._brackets[method]
+        # Brackets look at a trial's id only.
+        trial, controller = cast(Trial, SimpleNamespace(trial_id=trial_id)), cast(TuneController, None)
+        bracket.on_trial_add(controller, trial)
+        for evaluation, objective in enumerate(objectives, start=1):
+            bracket.on_trial_result(controller, trial, {EVALUATION: evaluation, OBJECTIVE: objective})
+        bracket.on_trial_remove(controller, trial)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True

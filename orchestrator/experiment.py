@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,6 +17,8 @@ from search_spaces.parsing import parse_names, split_names
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, Settings, TrainingDefaults, TrainingSettings
 from trainables.trial import TrialSpec
+
+Phase = Literal["search", "confirm"]
 
 DEFAULT_METHODS = ("head", "full", "lora", "dora", "qlora")
 
@@ -77,6 +80,25 @@ class MethodEntry(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which trial of an experiment: everything about it that is not settled by the experiment."""
+
+    method: str
+    number: int  # n-th trial of its method in its phase, from 0
+    hyperparameters: Mapping[str, Any]  # as Optuna suggested them
+    phase: Phase = "search"
+
+    @property
+    def trial_id(self) -> str:
+        """Unique in the experiment, and a plain file name."""
+        return (
+            f"{self.method}-{self.number:03d}"
+            if self.phase == "search"
+            else f"{self.method}-seed{self.number}"
+        )
 
 
 class Experiment(Settings):
@@ -147,19 +169,24 @@ class Experiment(Settings):
         }
         return int(longest["epochs"] * longest["evaluations_per_epoch"])
 
-    def trial_spec(self, method: str, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
-        """Return what the ``number``-th trial of a method is made of; its seed depends on nothing else."""
+    def trial_spec(self, assignment: Assignment) -> TrialSpec:
+        """Return what a trial is made of.
+
+        Its seed comes from its identity alone. In the confirm phase all methods have the same seeds.
+        """
+        method, number, phase = assignment.method, assignment.number, assignment.phase
         kind = self.methods[method].kind
         own = METHODS[kind].settings.model_fields
         values: dict[str, Any] = {
             name: split_names(value) if name == "target_modules" else value
-            for name, value in hyperparameters.items()
+            for name, value in assignment.hyperparameters.items()
         }
+        identity = ("search", method, number) if phase == "search" else ("confirm", number)
         return TrialSpec(
-            trial_id=f"{method}-{number:03d}",
+            trial_id=assignment.trial_id,
             method=method,
             kind=kind,
-            seed=derive_seed(self.seed, "search", method, number),
+            seed=derive_seed(self.seed, *identity),
             settings=METHODS[kind].settings(**{name: value for name, value in values.items() if name in own}),
             training=TrainingSettings(
                 **{

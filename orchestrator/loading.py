@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def load_experiment(
         return Experiment.model_validate(values)
     except ValidationError as error:
         raise ExperimentError([f"{where}: {line}" for line in _lines(error)]) from None
+
+
+def with_free_name(experiment: Experiment) -> Experiment:
+    """Return the experiment under the first of NAME, NAME-2, NAME-3, ... that has no run directory."""
+    names = chain([experiment.name], (f"{experiment.name}-{number}" for number in count(2)))
+    named = (experiment.model_copy(update={"name": name}) for name in names)
+    return next(one for one in named if not one.run_directory.exists())
 
 
 def _read(file: Path) -> dict[str, Any]:

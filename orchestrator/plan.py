@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
 from search_spaces import extremes
 from trainables.trial import ModelSummary, describe
@@ -62,7 +62,7 @@ def _plan_method(experiment: Experiment, prepared: Prepared, method: str) -> Met
     space = experiment.space(method)
     ranks = extremes(space["rank"]) if "rank" in space else ()
     ends = [{**first, "rank": rank} for rank in (min(ranks), max(ranks))] if ranks else [first, first]
-    specs = [experiment.trial_spec(method, 0, end) for end in ends]
+    specs = [experiment.trial_spec(Assignment(method, 0, end)) for end in ends]
     smallest, largest = (describe(prepared.base, spec.kind, spec.settings) for spec in specs)
     words = "; ".join(f"{name} {_words(extremes(one), one)}" for name, one in space.items())
     return MethodPlan(method, experiment.search.trials, smallest, largest, words)

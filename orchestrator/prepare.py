@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
@@ -66,6 +67,26 @@ def check_run_directory(experiment: Experiment, where: str = "experiment") -> No
         raise ExperimentError(
             [f"{where}: name: {experiment.run_directory} exists already; choose another --name or remove it"]
         )
+
+
+def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -> None:
+    """Refuse data or a base model that is not what a recorded trial had.
+
+    Raises:
+        ExperimentError: naming what is another now.
+    """
+    now = {
+        "dataset_fingerprint": prepared.data.fingerprint,
+        "base_model_fingerprint": prepared.base.fingerprint,
+    }
+    problems = [
+        f"{where}: {column}: was {row[column][:12]}, is {fingerprint[:12]} now; expected"
+        " the same data and base model as before"
+        for column, fingerprint in now.items()
+        if row[column] != fingerprint
+    ]
+    if problems:
+        raise ExperimentError(problems)
 
 
 def check_resources(experiment: Experiment, cpus: float, gpus: float, where: str = "experiment") -> None:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from orchestrator.experiment import Experiment
 from orchestrator.rows import TrialHistory
 
 SHORT_NAMES = {"learning_rate": "lr"}
@@ -23,23 +24,18 @@ class Display:
 
     Arguments:
         console: where to.
-        methods: names, in the order of rows.
-        trials_per_method: planned trials.
-        evaluations: most evaluations of one trial of each method, the unit of the progress bar.
+        experiment: what runs.
+        finished: trials that need not run again.
     """
 
     def __init__(
-        self,
-        console: Console,
-        methods: Sequence[str],
-        trials_per_method: int,
-        evaluations: Mapping[str, int],
+        self, console: Console, experiment: Experiment, finished: Sequence[TrialHistory] = ()
     ) -> None:
         self._console = console
-        self._methods = methods
-        self._planned = trials_per_method
-        self._evaluations = evaluations
-        self._trials: dict[str, TrialHistory] = {}
+        self._methods = list(experiment.methods)
+        self._planned = experiment.search.trials
+        self._evaluations = {method: experiment.most_evaluations(method) for method in self._methods}
+        self._trials = {trial.spec.trial_id: trial for trial in finished}
         self._started = time.monotonic()
         self._progress = Progress(
             TextColumn("trials"),
@@ -49,7 +45,9 @@ class Display:
             TimeRemainingColumn(compact=True),
             console=console,
         )
-        self._task = self._progress.add_task("trials", total=trials_per_method * len(methods))
+        self._task = self._progress.add_task(
+            "trials", total=self._planned * len(self._methods), completed=len(self._trials)
+        )
         self._live: Live | None = None
 
     def __enter__(self) -> Display:
@@ -84,7 +82,7 @@ class Display:
         elapsed = time.monotonic() - self._started
         self._console.print(
             f"[{ended}/{self._planned * len(self._methods)}] {elapsed:5.0f} s  {trial.spec.trial_id}"
-            f"  {trial.status}  {score}  {describe_hyperparameters(trial.hyperparameters)}",
+            f"  {trial.status}  {score}  {describe_hyperparameters(trial.assignment.hyperparameters)}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -112,7 +110,7 @@ class Display:
         best = min(scored, key=lambda trial: trial.rank)
         assert best.best is not None
         accuracy = f"{best.best.validation_accuracy:.1%}"
-        return (*counts, accuracy, describe_hyperparameters(best.hyperparameters))
+        return (*counts, accuracy, describe_hyperparameters(best.assignment.hyperparameters))
 
 
 def describe_hyperparameters(hyperparameters: Mapping[str, Any]) -> str:
@@ -156,7 +154,7 @@ def final_table(experiment_methods: Sequence[str], trials: Sequence[TrialHistory
             method,
             count,
             f"{best.best.validation_accuracy:.1%}",
-            describe_hyperparameters(best.hyperparameters),
+            describe_hyperparameters(best.assignment.hyperparameters),
             f"{last.trainable_parameters:,}",
             f"{last.model_bytes / 1e6:,.1f}",
             peak,
@@ -165,15 +163,16 @@ def final_table(experiment_methods: Sequence[str], trials: Sequence[TrialHistory
     return table
 
 
-def time_spent(trials: Sequence[TrialHistory], slots: int, seconds: float, startup: float) -> str:
+def time_spent(trials: Sequence[TrialHistory], slots: int, started: float, seconds: float) -> str:
     """Say where ``slots x seconds`` went, as fractions.
 
     Arguments:
         trials: all trials of the phase.
         slots: trials that ran at once.
+        started: POSIX time at which the phase started.
         seconds: wall time of the phase.
-        startup: seconds until the first trial started.
     """
+    startup = min(trial.started_at.timestamp() for trial in trials if trial.started_at) - started
     last = [trial.curve[-1] for trial in trials if trial.curve]
     total = slots * seconds
     parts = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +13,22 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.experiment import Trial
 
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Assignment, Experiment
 from orchestrator.rows import Provenance, TrialHistory, trial_record
+from orchestrator.studies import ASSIGNMENT
 from orchestrator.worker import ERROR, POINT, STATUS
 from results.store import write_record, write_snapshot
 
 SNAPSHOT_EVERY_SECONDS = 2.0
+SNAPSHOT_SHARE = 0.05
+"""Snapshots are rarer where they would take more than this share of the time."""
 KEEPS_CHECKPOINT = ("completed", "stopped", "interrupted")
 """Statuses whose best checkpoint is worth keeping."""
+
+
+def assignment_of(trial: Trial) -> Assignment:
+    """Say which trial of the experiment a Tune trial is."""
+    return Assignment(**trial.config[ASSIGNMENT])
 
 
 class Watcher(Protocol):
@@ -37,44 +45,41 @@ class Recorder(tune.Callback):
         provenance: what every row has in common.
         directory: the run directory.
         watcher: is told of every change.
+        finished: trials of the run that an earlier process finished.
     """
 
     def __init__(
-        self, experiment: Experiment, provenance: Provenance, directory: Path, watcher: Watcher
+        self,
+        experiment: Experiment,
+        provenance: Provenance,
+        directory: Path,
+        watcher: Watcher,
+        finished: Iterable[TrialHistory] = (),
     ) -> None:
         self._experiment = experiment
         self._provenance = provenance
         self._directory = directory
         self._watcher = watcher
-        self._snapshot_time = 0.0
-        self.trials: dict[str, TrialHistory] = {}
+        self._next_snapshot = 0.0
+        self.trials = {history.spec.trial_id: history for history in finished}
 
     def __getstate__(self) -> dict[str, Any]:
         """Give Tune's state files nothing: a run is continued from its journal."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        config = trial.config
-        spec = self._experiment.trial_spec(config["method"], config["number"], config["hyperparameters"])
-        self._update(
-            trial,
-            TrialHistory(
-                spec=spec,
-                number=config["number"],
-                hyperparameters=config["hyperparameters"],
-                phase="search",
-                started_at=datetime.now(UTC),
-            ),
-        )
+        assignment = assignment_of(trial)
+        spec = self._experiment.trial_spec(assignment)
+        self._update(TrialHistory(assignment, spec, started_at=datetime.now(UTC)))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if POINT not in result:
             return
-        history = self.trials[trial.trial_id]
+        history = self.trials[assignment_of(trial).trial_id]
         node = str(result.get("hostname"))
-        self._update(trial, replace(history, curve=(*history.curve, result[POINT]), node=node))
+        self._update(replace(history, curve=(*history.curve, result[POINT]), node=node))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
@@ -98,23 +103,26 @@ class Recorder(tune.Callback):
         write_snapshot(self._directory)
 
     def _is_whole(self, trial: Trial) -> bool:
-        curve = self.trials[trial.trial_id].curve
+        curve = self.trials[assignment_of(trial).trial_id].curve
         return bool(curve) and curve[-1].is_last
 
     def _end(self, trial: Trial, status: str, error: str | None) -> None:
         # A trial whose worker died before it began was never started.
-        if trial.trial_id not in self.trials:
+        trial_id = assignment_of(trial).trial_id
+        if trial_id not in self.trials:
             self.on_trial_start(0, [], trial)
-        history = self.trials[trial.trial_id]
-        self._update(trial, replace(history, status=status, error=error, ended_at=datetime.now(UTC)))
+        history = self.trials[trial_id]
+        self._update(replace(history, status=status, error=error, ended_at=datetime.now(UTC)))
         self._drop_losers(history.spec.method)
 
-    def _update(self, trial: Trial, history: TrialHistory) -> None:
-        self.trials[trial.trial_id] = history
+    def _update(self, history: TrialHistory) -> None:
+        self.trials[history.spec.trial_id] = history
         self._journal(history)
-        if time.monotonic() - self._snapshot_time > SNAPSHOT_EVERY_SECONDS:
+        started = time.monotonic()
+        if started >= self._next_snapshot:
             write_snapshot(self._directory)
-            self._snapshot_time = time.monotonic()
+            ended = time.monotonic()
+            self._next_snapshot = ended + max(SNAPSHOT_EVERY_SECONDS, (ended - started) / SNAPSHOT_SHARE)
         self._watcher.changed(history)
 
     def _journal(self, history: TrialHistory) -> None:

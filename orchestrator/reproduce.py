@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ExperimentError
-from orchestrator.experiment import Experiment
-from orchestrator.prepare import prepare
+from orchestrator.experiment import Assignment, Experiment
+from orchestrator.prepare import check_fingerprints, prepare
 from results import load
 from trainables.trial import run_trial
 
@@ -36,13 +36,10 @@ def reproduce(run_directory: Path, trial_id: str, report: Callable[[str], None])
     settings = json.loads(row["settings"])
     experiment = Experiment.model_validate(settings["experiment"])
     prepared = prepare(experiment, report)
-    for column, now in (
-        ("dataset_fingerprint", prepared.data.fingerprint),
-        ("base_model_fingerprint", prepared.base.fingerprint),
-    ):
-        if row[column] != now:
-            raise ExperimentError([f"{run_directory}: {column}: was {row[column][:12]}, is {now[:12]} now"])
-    spec = experiment.trial_spec(row["method"], settings["number"], settings["hyperparameters"])
+    check_fingerprints(row, prepared, str(run_directory))
+    spec = experiment.trial_spec(
+        Assignment(row["method"], settings["number"], settings["hyperparameters"], row["phase"])
+    )
     points = islice(run_trial(spec, prepared.data, prepared.base, None), len(curve))
     differences = [
         f"evaluation {point.evaluation}: {column} was {recorded[column]!r}, is {getattr(point, column)!r}"

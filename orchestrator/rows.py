@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Assignment, Experiment
+from results.schema import METRICS
 from results.store import TrialRecord
+from trainables.checkpoints import Checkpoint
 from trainables.trial import Evaluation, TrialSpec
+
+CURVE_COLUMNS = [field.name for field in fields(Evaluation) if field.name in METRICS.names]
+"""What the metrics table holds of an evaluation."""
+
+CONSTANT_COLUMNS = (
+    "peak_memory_source",
+    "trainable_parameters",
+    "total_parameters",
+    "model_bytes",
+    "device",
+)
+"""What is the same in all evaluations of a trial, and stands in its row."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +42,8 @@ class Provenance:
 class TrialHistory:
     """All that is known of one trial so far."""
 
+    assignment: Assignment
     spec: TrialSpec
-    number: int  # n-th trial of its method, from 0
-    hyperparameters: Mapping[str, Any]
-    phase: str  # "search" or "confirm"
     status: str = "running"
     error: str | None = None
     curve: Sequence[Evaluation] = ()
@@ -45,11 +58,21 @@ class TrialHistory:
         return next((point for point in reversed(self.curve) if point.is_best), None)
 
     @property
+    def best_so_far(self) -> list[float]:
+        """Best validation accuracy at each evaluation: what studies and brackets were told."""
+        return list(accumulate((point.validation_accuracy for point in self.curve), max))
+
+    @property
+    def objective(self) -> float | None:
+        """What the study learns of the ended trial; None of one that failed."""
+        return self.best_so_far[-1] if self.curve and self.status in ("completed", "stopped") else None
+
+    @property
     def rank(self) -> tuple[float, float, int]:
         """Sort key: better trials first; accuracy, then loss, then the earlier trial."""
         if self.best is None:
-            return (0.0, float("inf"), self.number)
-        return (-self.best.validation_accuracy, self.best.validation_loss, self.number)
+            return (0.0, float("inf"), self.assignment.number)
+        return (-self.best.validation_accuracy, self.best.validation_loss, self.assignment.number)
 
 
 def trial_record(experiment: Experiment, provenance: Provenance, trial: TrialHistory) -> TrialRecord:
@@ -58,11 +81,13 @@ def trial_record(experiment: Experiment, provenance: Provenance, trial: TrialHis
         "experiment": experiment.name,
         "trial_id": trial.spec.trial_id,
         "method": trial.spec.method,
-        "phase": trial.phase,
+        "phase": trial.assignment.phase,
     }
     return TrialRecord(
         trial={**identity, **_trial_row(experiment, provenance, trial)},
-        metrics=[{**identity, **_metrics_row(point)} for point in trial.curve],
+        metrics=[
+            {**identity, **{name: getattr(point, name) for name in CURVE_COLUMNS}} for point in trial.curve
+        ],
         checkpoints=[
             {
                 "experiment": experiment.name,
@@ -80,14 +105,53 @@ def trial_record(experiment: Experiment, provenance: Provenance, trial: TrialHis
     )
 
 
+def trial_history(experiment: Experiment, record: TrialRecord) -> TrialHistory:
+    """Turn a journal record back into what it was made of: the inverse of :func:`trial_record`."""
+    row = record.trial
+    assignment = Assignment(
+        row["method"], row["trial_number"], json.loads(row["settings"])["hyperparameters"], row["phase"]
+    )
+    curve = [
+        Evaluation(
+            **{name: point[name] for name in CURVE_COLUMNS},
+            **{name: row[name] for name in CONSTANT_COLUMNS},
+            is_best=point["evaluation"] == row["best_evaluation"],
+            is_last=row["status"] == "completed" and point["evaluation"] == row["evaluations"],
+            checkpoint=_best_checkpoint(record) if point["evaluation"] == row["best_evaluation"] else None,
+        )
+        for point in record.metrics
+    ]
+    started, ended = (row[name] and datetime.fromisoformat(row[name]) for name in ("started_at", "ended_at"))
+    return TrialHistory(
+        assignment,
+        experiment.trial_spec(assignment),
+        status=row["status"],
+        error=row["error"],
+        curve=curve,
+        started_at=started,
+        ended_at=ended,
+        node=row["node"],
+        keeps_checkpoint=bool(record.checkpoints),
+    )
+
+
+def _best_checkpoint(record: TrialRecord) -> Checkpoint | None:
+    if record.trial["checkpoint_bytes"] is None:
+        return None
+    # Of one that is not kept, its size is all that is still known.
+    dropped = {"path": "", "kind": "", "bytes": record.trial["checkpoint_bytes"], "sha256": ""}
+    kept = record.checkpoints[0] if record.checkpoints else dropped
+    return Checkpoint(**{field.name: kept[field.name] for field in fields(Checkpoint)})
+
+
 def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHistory) -> dict[str, Any]:
     return {
         "kind": trial.spec.kind,
-        "trial_number": trial.number,
+        "trial_number": trial.assignment.number,
         "seed": trial.spec.seed,
         "status": trial.status,
         "error": trial.error,
-        **{f"hp_{name}": value for name, value in trial.hyperparameters.items()},
+        **{f"hp_{name}": value for name, value in trial.assignment.hyperparameters.items()},
         **_outcome(trial),
         **_cost(trial),
         "started_at": trial.started_at,
@@ -104,8 +168,8 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         "settings": json.dumps(
             {
                 "experiment": experiment.model_dump(mode="json"),
-                "number": trial.number,
-                "hyperparameters": dict(trial.hyperparameters),
+                "number": trial.assignment.number,
+                "hyperparameters": dict(trial.assignment.hyperparameters),
             },
             sort_keys=True,
         ),
@@ -144,28 +208,6 @@ def _cost(trial: TrialHistory) -> dict[str, Any]:
         "examples_per_second": last.examples / last.train_seconds if last.train_seconds else None,
         "tokens_per_second": last.tokens / last.train_seconds if last.train_seconds else None,
         "peak_memory_bytes": last.peak_memory_bytes,
-        "peak_memory_source": last.peak_memory_source,
-        "trainable_parameters": last.trainable_parameters,
-        "total_parameters": last.total_parameters,
-        "model_bytes": last.model_bytes,
         "checkpoint_bytes": checkpoint.bytes if checkpoint else None,
-        "device": last.device,
-    }
-
-
-def _metrics_row(point: Evaluation) -> dict[str, Any]:
-    return {
-        "evaluation": point.evaluation,
-        "step": point.step,
-        "epoch": point.epoch,
-        "examples": point.examples,
-        "tokens": point.tokens,
-        "train_loss": point.train_loss,
-        "validation_loss": point.validation_loss,
-        "validation_accuracy": point.validation_accuracy,
-        "validation_macro_f1": point.validation_macro_f1,
-        "train_seconds": point.train_seconds,
-        "evaluation_seconds": point.evaluation_seconds,
-        "setup_seconds": point.setup_seconds,
-        "peak_memory_bytes": point.peak_memory_bytes,
+        **{name: getattr(last, name) for name in CONSTANT_COLUMNS},
     }

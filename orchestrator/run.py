@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.experiment import Experiment
     from orchestrator.prepare import Prepared
+    from orchestrator.rows import TrialHistory
 
 EXAMPLES = """\
 examples:
@@ -27,6 +29,8 @@ examples:
   python -m orchestrator.run experiments/sst2.yaml --name local \\
       --set data.train=train.tsv --set data.validation=dev.tsv --set 'data.columns=[sentence, label]'
       the same experiment on files of your own
+  python -m orchestrator.run --resume runs/sst2-gpt2
+      continue a run that was interrupted; trials that ended are kept
   python -m orchestrator.run --reproduce runs/sst2-gpt2 lora-003
       train one recorded trial again and say whether it came out the same
 
@@ -60,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, run nothing"
     )
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this directory")
     parser.add_argument(
         "--reproduce",
         nargs=2,
@@ -71,7 +76,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    alone = [name for name in ("resume", "reproduce") if getattr(options, name)]
+    if alone and (options.experiment or options.overrides or options.methods or options.name or alone[1:]):
+        parser.error(f"--{alone[0]} takes everything from the run; expected no experiment and no settings")
     # Imported after parsing, so that --help and a mistyped option answer at once.
     from orchestrator.errors import ExperimentError
 
@@ -92,54 +101,84 @@ def _run(options: argparse.Namespace) -> int:
 
     with tempfile.TemporaryFile() as chatter:
         with quiet(chatter) as console:
-            experiment, prepared = _prepare(options, console)
+            prepare = _prepare_again if options.resume else _prepare
+            experiment, prepared, finished = prepare(options, console)
             if options.dry_run:
                 from orchestrator.plan import plan, render
 
                 console.print(render(experiment, prepared, plan(experiment, prepared)))
                 return 0
         directory = experiment.run_directory
-        directory.mkdir(parents=True)
-        (directory / "experiment.json").write_text(experiment.model_dump_json(indent=2) + "\n")
+        if not options.resume:
+            directory.mkdir(parents=True)
+            (directory / "experiment.json").write_text(experiment.model_dump_json(indent=2) + "\n")
         with open(directory / "log.txt", "ab") as log:
             chatter.seek(0)
             shutil.copyfileobj(chatter, log)
             log.flush()
             with quiet(log) as console:
-                return _search(experiment, prepared, console)
+                return _search(experiment, prepared, finished, console)
 
 
-def _prepare(options: argparse.Namespace, console: Console) -> tuple[Experiment, Prepared]:
+def _prepare(
+    options: argparse.Namespace, console: Console
+) -> tuple[Experiment, Prepared, list[TrialHistory]]:
     """Check everything that can be checked before Ray starts."""
-    from orchestrator.loading import load_experiment
+    from orchestrator.cluster import available_resources
+    from orchestrator.loading import load_experiment, with_free_name
     from orchestrator.prepare import check_resources, check_run_directory, prepare
 
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
     where = str(options.experiment or "built-in experiment")
     experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
+    if options.experiment is None and options.name is None:
+        experiment = with_free_name(experiment)
     if not options.dry_run:
         check_run_directory(experiment, where)
     check_resources(experiment, *available_resources(), where)
-    return experiment, prepare(experiment, console.print, where)
+    return experiment, prepare(experiment, console.print, where), []
 
 
-def _search(experiment: Experiment, prepared: Prepared, console: Console) -> int:
+def _prepare_again(
+    options: argparse.Namespace, console: Console
+) -> tuple[Experiment, Prepared, list[TrialHistory]]:
+    """Read what an interrupted run was, and what it had finished."""
+    from orchestrator.cluster import available_resources
+    from orchestrator.prepare import check_fingerprints, check_resources, prepare
+    from orchestrator.resume import finished_trials, read_run
+
+    where = str(options.resume)
+    experiment = read_run(options.resume)
+    check_resources(experiment, *available_resources(), where)
+    prepared = prepare(experiment, console.print, where)
+    finished, rows = finished_trials(options.resume, experiment)
+    if rows:
+        check_fingerprints(rows[0], prepared, where)
+    console.print(f"{where}: {len(finished)} trials are done", highlight=False)
+    return experiment, prepared, finished
+
+
+def _search(
+    experiment: Experiment, prepared: Prepared, finished: Sequence[TrialHistory], console: Console
+) -> int:
     import ray
 
+    from orchestrator.cluster import connect, slots
     from orchestrator.progress import Display, final_table, time_spent
     from orchestrator.provenance import collect_provenance
     from orchestrator.recorder import Recorder
-    from orchestrator.search import search, slots
+    from orchestrator.search import search
 
     directory = experiment.run_directory
     console.print(f"{experiment.name}: results and log.txt in {directory}", highlight=False, soft_wrap=True)
     cluster = connect()
-    concurrent = slots(experiment, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
-    evaluations = {method: experiment.most_evaluations(method) for method in experiment.methods}
+    if cluster.dashboard:
+        console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
+    concurrent = slots(experiment, cluster)
     started = time.time()
     try:
-        with Display(console, list(experiment.methods), experiment.search.trials, evaluations) as display:
-            recorder = Recorder(experiment, collect_provenance(prepared), directory, display)
+        with Display(console, experiment, finished) as display:
+            recorder = Recorder(experiment, collect_provenance(prepared), directory, display, finished)
             try:
                 search(experiment, prepared, directory, recorder, concurrent)
             finally:
@@ -148,37 +187,22 @@ def _search(experiment: Experiment, prepared: Prepared, console: Console) -> int
         ray.shutdown()
     seconds = time.time() - started
     trials = list(recorder.trials.values())
-    first = min((trial.started_at.timestamp() for trial in trials if trial.started_at), default=started)
+    here = [trial for trial in trials if trial.started_at and trial.started_at.timestamp() >= started]
     console.print(final_table(list(experiment.methods), trials))
-    console.print(time_spent(trials, concurrent, seconds, first - started), highlight=False)
+    if here:
+        console.print(time_spent(here, concurrent, started, seconds), highlight=False)
     console.print(f'pandas.read_parquet("{directory}/trials.parquet")', highlight=False, soft_wrap=True)
+    done = sum(trial.status != "interrupted" for trial in trials)
     planned = experiment.search.trials * len(experiment.methods)
-    if sum(trial.status != "interrupted" for trial in trials) < planned:
-        console.print(f"interrupted: what finished is kept in {directory}", highlight=False, soft_wrap=True)
+    if done < planned:
+        command = f"python -m orchestrator.run --resume {shlex.quote(str(directory))}"
+        console.print(
+            f"interrupted: {done} of {planned} trials are kept; continue with: {command}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 130
     return 0 if any(trial.best for trial in trials) else 1
-
-
-def available_resources() -> tuple[float, float]:
-    """Count this machine's CPUs and GPUs; a cluster's are not known before it is joined."""
-    import os
-
-    import torch
-
-    if os.environ.get("RAY_ADDRESS"):
-        return float("inf"), float("inf")
-    return float(os.cpu_count() or 1), float(torch.cuda.device_count())
-
-
-def connect() -> dict[str, float]:
-    """Start Ray on this machine, or join the cluster RAY_ADDRESS names, and return what it has."""
-    import logging
-
-    import ray
-
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
 
 
 def _reproduce(run_directory: Path, trial_id: str) -> int:

@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from orchestrator.brackets import MethodBrackets, make_bracket
 from orchestrator.experiment import Experiment, derive_seed
 from orchestrator.prepare import Prepared
-from orchestrator.recorder import Recorder
+from orchestrator.recorder import Recorder, assignment_of
 from orchestrator.studies import MethodStudies, make_sampler, make_study
 from orchestrator.worker import TrialWorker
 
@@ -23,17 +23,6 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-
-
-def slots(experiment: Experiment, cpus: float, gpus: float) -> int:
-    """Say how many trials run at once on so many CPUs and GPUs."""
-    resources = experiment.resources
-    fits = [int(cpus // resources.cpus_per_trial)]
-    if resources.gpus_per_trial:
-        fits.append(int(gpus / resources.gpus_per_trial + 1e-9))
-    if resources.max_concurrent is not None:
-        fits.append(resources.max_concurrent)
-    return max(1, min(fits))
 
 
 def make_studies(experiment: Experiment) -> MethodStudies:
@@ -79,11 +68,21 @@ def search(
         experiment: what to search.
         prepared: tokenized data and base weights; they go to the object store once.
         directory: the run directory; Tune's own files go to ``ray/`` in it.
-        recorder: journals what trials report.
+        recorder: journals what trials report. What it has already is not run again: the studies and
+            brackets are told.
         concurrent: most trials at once. Suggestions wait for a free slot, so that with one slot each
             study has seen all its earlier results, and the run is deterministic.
     """
     os.environ.update(TUNE_ENVIRONMENT)
+    finished = list(recorder.trials.values())
+    missing = experiment.search.trials * len(experiment.methods) - len(finished)
+    if not missing:
+        return
+    studies, scheduler = make_studies(experiment), make_scheduler(experiment)
+    studies.replay((trial.assignment, trial.objective) for trial in finished)
+    if isinstance(scheduler, MethodBrackets):
+        for trial in finished:
+            scheduler.replay(trial.spec.method, trial.spec.trial_id, trial.best_so_far)
     resources = experiment.resources
     trainable = tune.with_resources(
         tune.with_parameters(TrialWorker, experiment=experiment, prepared=prepared, directory=directory),
@@ -92,9 +91,9 @@ def search(
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=make_studies(experiment),
-            scheduler=make_scheduler(experiment),
-            num_samples=experiment.search.trials * len(experiment.methods),
+            search_alg=studies,
+            scheduler=scheduler,
+            num_samples=missing,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -112,4 +111,4 @@ def search(
 
 
 def _trial_name(trial: tune.experiment.Trial) -> str:
-    return f"{trial.config['method']}-{trial.config['number']:03d}"
+    return assignment_of(trial).trial_id

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import optuna
@@ -12,8 +13,13 @@ from optuna.samplers import BaseSampler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from orchestrator.experiment import Assignment
+
 OBJECTIVE = "objective"
 """The reported value the studies maximize and ASHA compares: best validation accuracy so far."""
+
+ASSIGNMENT = "assignment"
+"""The key of a Tune trial's configuration that says which trial it is."""
 
 SamplerName = Literal["tpe", "gp", "random", "cmaes"]
 
@@ -59,8 +65,8 @@ def make_study(
 class MethodStudies(Searcher):
     """Give methods turns, and let each one's own study suggest and learn.
 
-    A suggestion is ``{"method": name, "number": n, "hyperparameters": {...}}`` with ``n`` counted per
-    method from 0, so that a trial's identity does not depend on what other methods do.
+    A suggestion holds an :class:`Assignment`, with numbers counted per method, so that a trial's
+    identity does not depend on what other methods do.
 
     Arguments:
         studies: one per method, in the order of turns.
@@ -70,35 +76,67 @@ class MethodStudies(Searcher):
     def __init__(self, studies: Mapping[str, OptunaSearch], trials: int) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
         self._studies = dict(studies)
-        self._trials = trials
-        self._suggested = 0
-        self._method_of: dict[str, str] = {}
+        self._waiting = [(number, method) for number in range(trials) for method in studies]
+        self._running: dict[str, Assignment] = {}
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
         return True
 
+    def replay(self, finished: Iterable[tuple[Assignment, float | None]]) -> None:
+        """Tell the studies what an interrupted run had found.
+
+        Every study suggests again what it had suggested, in the same order, and its random state moves
+        as it did. A suggestion that comes out otherwise, as it may where results of trials that ran at
+        once came in another order, is given up, and the recorded point is told in its place.
+
+        Arguments:
+            finished: trials and their objectives; None is a trial that failed.
+        """
+        told = {assignment.trial_id: (assignment, objective) for assignment, objective in finished}
+        last = max((assignment.number for assignment, _ in told.values()), default=-1)
+        for number, method in [turn for turn in self._waiting if turn[0] <= last]:
+            again = self._assign(method, number)
+            if again.trial_id not in told:
+                continue
+            self._waiting.remove((number, method))
+            recorded, objective = told[again.trial_id]
+            study = self._studies[method]
+            if recorded.hyperparameters == again.hyperparameters:
+                result = None if objective is None else {OBJECTIVE: objective}
+                study.on_trial_complete(again.trial_id, result, error=objective is None)
+            else:
+                study.on_trial_complete(again.trial_id, None, error=True)
+                study.add_evaluated_point(
+                    dict(recorded.hyperparameters), objective or 0.0, error=objective is None
+                )
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is text
-        number, turn = divmod(self._suggested, len(self._studies))
-        if number >= self._trials:
+        if not self._waiting:
             return Searcher.FINISHED
-        method = list(self._studies)[turn]
-        self._suggested += 1
-        self._method_of[trial_id] = method
-        hyperparameters = self._studies[method].suggest(trial_id)
-        return {"method": method, "number": number, "hyperparameters": hyperparameters}
+        number, method = self._waiting.pop(0)
+        self._running[trial_id] = self._assign(method, number)
+        return {ASSIGNMENT: asdict(self._running[trial_id])}
+
+    def _assign(self, method: str, number: int) -> Assignment:
+        # A study that is asked for the same trial twice suggests the same twice.
+        trial = Assignment(method, number, {})
+        hyperparameters = self._studies[method].suggest(trial.trial_id)
+        assert hyperparameters is not None
+        return replace(trial, hyperparameters=hyperparameters)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        trial = self._running[trial_id]
         if OBJECTIVE in result:
-            self._studies[self._method_of[trial_id]].on_trial_result(trial_id, result)
+            self._studies[trial.method].on_trial_result(trial.trial_id, result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        trial = self._running.pop(trial_id)
         failed = error or result is None or OBJECTIVE not in result
-        study = self._studies[self._method_of[trial_id]]
-        study.on_trial_complete(trial_id, None if failed else result, failed)
+        self._studies[trial.method].on_trial_complete(trial.trial_id, None if failed else result, failed)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the journal is the only state a run needs."""

@@ -10,9 +10,9 @@ from typing import Any
 from ray import tune
 
 from orchestrator.brackets import EVALUATION
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
-from orchestrator.studies import OBJECTIVE
+from orchestrator.studies import ASSIGNMENT, OBJECTIVE
 from trainables.trial import Evaluation, failure_status, run_trial
 
 POINT = "point"
@@ -43,7 +43,7 @@ class TrialWorker(tune.Trainable):
         self._curve: Iterator[Evaluation] = iter(())
 
     def _start(self, config: dict[str, Any]) -> None:
-        spec = self._experiment.trial_spec(config["method"], config["number"], config["hyperparameters"])
+        spec = self._experiment.trial_spec(Assignment(**config[ASSIGNMENT]))
         self._best_accuracy = 0.0
         self._curve = run_trial(
             spec, self._prepared.data, self._prepared.base, self._directory / "checkpoints" / spec.trial_id

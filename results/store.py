@@ -31,6 +31,16 @@ class TrialRecord:
     checkpoints: Sequence[Row] = ()
     predictions: Sequence[Row] = ()
 
+    @property
+    def rows(self) -> dict[str, Sequence[Row]]:
+        """Its rows by table."""
+        return {
+            "trials": [self.trial],
+            "metrics": self.metrics,
+            "checkpoints": self.checkpoints,
+            "predictions": self.predictions,
+        }
+
 
 def write_record(run_directory: Path, record: TrialRecord) -> None:
     """Journal a trial at ``journal/<trial_id>.json``, replacing what was there atomically.
@@ -41,26 +51,30 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
     trial_id = str(record.trial.get("trial_id"))
     if not _PLAIN_NAME.fullmatch(trial_id):
         raise ValueError(f"trial_id: expected letters, digits, '.', '_' and '-', got {trial_id!r}")
-    tables = {
-        "trials": [record.trial],
-        "metrics": record.metrics,
-        "checkpoints": record.checkpoints,
-        "predictions": record.predictions,
-    }
-    for table, rows in tables.items():
+    for table, rows in record.rows.items():
         _check_columns(table, rows)
-    plain = {table: [_plain(row) for row in rows] for table, rows in tables.items()}
+    plain = {table: [_plain(row) for row in rows] for table, rows in record.rows.items()}
     journal = run_directory / "journal"
     journal.mkdir(exist_ok=True)
     _replace(journal / f"{trial_id}.json", json.dumps(plain, allow_nan=False).encode())
 
 
+def read_journal(run_directory: Path) -> list[TrialRecord]:
+    """Read what :func:`write_record` wrote, in the order in which methods took turns; times are ISO texts."""
+    files = sorted((run_directory / "journal").glob("*.json"))
+    contents = [json.loads(file.read_bytes()) for file in files]
+    records = [
+        TrialRecord(content["trials"][0], content["metrics"], content["checkpoints"], content["predictions"])
+        for content in contents
+    ]
+    return sorted(records, key=lambda record: record.trial.get("trial_number") or 0)
+
+
 def write_snapshot(run_directory: Path) -> None:
     """Make the tables anew from the journal; a reader sees the old table or the new one, never half."""
-    records = [json.loads(path.read_bytes()) for path in sorted((run_directory / "journal").glob("*.json"))]
-    records.sort(key=lambda record: record["trials"][0].get("trial_number") or 0)
+    records = read_journal(run_directory)
     for table in TABLES:
-        rows = [row for record in records for row in record[table]]
+        rows = [row for record in records for row in record.rows[table]]
         if rows or table != "predictions":
             sink = pa.BufferOutputStream()
             pq.write_table(make_table(table, rows), sink, compression="zstd")

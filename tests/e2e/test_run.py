@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 
 from results import load
@@ -159,22 +162,100 @@ def test_the_same_kind_twice_under_two_names(experiment: Path, tmp_path: Path) -
     assert trials.trainable_parameters["attention"] < trials.trainable_parameters["lora"]
 
 
-def test_interrupting_keeps_what_is_finished(experiment: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "runs" / "small"
-    process = subprocess.Popen(
-        command(experiment, "--set", "search.trials=200", "--methods", "full"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def start(experiment: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(experiment, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def wait_for(look: Callable[[], list[Any]], count: int) -> list[Any]:
+    """Look until there are so many."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(directory.glob("journal/*.json"))) < 4:
-        time.sleep(0.1)
+    while time.monotonic() < deadline:
+        if len(found := look()) >= count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not {count} after two minutes")
+
+
+def journal(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text())["trials"][0] for file in sorted(directory.glob("journal/*.json"))]
+
+
+def test_an_interrupted_run_is_continued_as_if_it_had_not_been(experiment: Path, tmp_path: Path) -> None:
+    settings = (
+        *("--set", "resources.max_concurrent=1", "--set", "search.trials=6"),
+        *("--methods", "full,lora"),
+    )
+    whole = run(experiment, "--name", "whole", *settings)
+    assert whole.returncode == 0, whole.stderr
+    directory = tmp_path / "runs" / "cut"
+    process = start(experiment, "--name", "cut", *settings)
+    wait_for(lambda: journal(directory), 7)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
-    assert "interrupted" in out
+    assert f"continue with: python -m orchestrator.run --resume {directory}" in out
     assert "Traceback" not in out + err
+    cut = pd.read_parquet(directory / "trials.parquet")
+    assert {"completed", "stopped"} & set(cut.status)
+    assert "running" not in set(cut.status)
+    ended = cut[cut.status != "interrupted"].set_index("trial_id").ended_at
+
+    resumed = subprocess.run(
+        [sys.executable, "-m", "orchestrator.run", "--resume", str(directory)], capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    pd.testing.assert_frame_equal(table(directory), table(tmp_path / "runs" / "whole"))
+    after = load(directory)
+    assert after.trials.set_index("trial_id").ended_at[ended.index].equals(ended), "ended trials ran again"
+    assert after.trials.checkpoint_bytes.notna().all()
+    kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
+    assert (
+        kept
+        == sorted(after.checkpoints.trial_id)
+        == sorted(load(tmp_path / "runs" / "whole").checkpoints.trial_id)
+    )
+
+
+def test_other_data_is_not_mixed_into_a_run_that_is_continued(
+    experiment: Path, data_files: dict[str, Path], tmp_path: Path
+) -> None:
+    validation = tmp_path / "validation.tsv"
+    validation.write_text(data_files["validation"].read_text())
+    done = run(
+        experiment,
+        *("--set", f"data.validation={validation}", "--methods", "head", "--set", "search.trials=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    validation.write_text(data_files["test"].read_text() + "good film\t1\n")
+    directory = tmp_path / "runs" / "small"
+    resumed = subprocess.run(
+        [sys.executable, "-m", "orchestrator.run", "--resume", str(directory)], capture_output=True, text=True
+    )
+    assert resumed.returncode == 2
+    assert "dataset_fingerprint" in resumed.stderr
+
+
+def test_a_worker_that_is_killed_is_a_row_and_the_others_go_on(experiment: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "small"
+    process = start(
+        experiment,
+        *("--set", "training.epochs=200", "--set", "search.early_stopping=none"),
+        *("--methods", "full,lora", "--set", "search.trials=1"),
+    )
+    workers = wait_for(
+        lambda: [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "Trainable.train" in " ".join(child.cmdline())
+        ],
+        2,
+    )
+    workers[0].kill()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
     trials = pd.read_parquet(directory / "trials.parquet")
-    assert (trials.status == "completed").any() or (trials.status == "stopped").any()
-    assert "running" not in set(trials.status)
+    assert sorted(trials.status) == ["completed", "failed"]
+    assert trials.error[trials.status == "failed"].str.len().iloc[0] > 20
+    assert "1 failed" in out

@@ -210,7 +210,7 @@ def score_checkpoint(checkpoint: Checkpoint, quantized: bool, base: BaseModel, d
         )
         model = PeftModel.from_pretrained(model, checkpoint.path)
         for layer in model.modules():
-            if isinstance(layer, Linear4bit):
+            if isinstance(layer, Linear4bit) and base.settings.dtype == "bfloat16":
                 # Else bitsandbytes takes another kernel for bfloat16 inference where the CPU has one.
                 layer.support_avx512bf16_for_cpu = False
     split = batches(data.validation, 64, data.pad_token_id)

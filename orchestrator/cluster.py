@@ -1,0 +1,53 @@
+"""The Ray cluster: this machine, or the one RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from orchestrator.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What trials run on."""
+
+    cpus: float
+    gpus: float
+    dashboard: str | None  # address of the Ray dashboard's page
+
+
+def available_resources() -> tuple[float, float]:
+    """Count this machine's CPUs and GPUs; a cluster's are not known before it is joined."""
+    if os.environ.get("RAY_ADDRESS"):
+        return float("inf"), float("inf")
+    return float(os.cpu_count() or 1), float(torch.cuda.device_count())
+
+
+def connect() -> Cluster:
+    """Start Ray on this machine, or join the cluster RAY_ADDRESS names."""
+    # What workers print comes here, and so to the run's log.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
+    resources = ray.cluster_resources()
+    dashboard = getattr(context, "dashboard_url", None)
+    return Cluster(
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        dashboard=f"http://{dashboard}" if dashboard else None,
+    )
+
+
+def slots(experiment: Experiment, cluster: Cluster) -> int:
+    """Say how many trials run at once on a cluster."""
+    resources = experiment.resources
+    fits = [int(cluster.cpus // resources.cpus_per_trial)]
+    if resources.gpus_per_trial:
+        fits.append(int(cluster.gpus / resources.gpus_per_trial + 1e-9))
+    if resources.max_concurrent is not None:
+        fits.append(resources.max_concurrent)
+    return max(1, min(fits))
