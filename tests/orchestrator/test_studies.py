@@ -1,0 +1,137 @@
+"""Per-method studies: turns, equal budgets, first trials, independence, continuing."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from ray.tune.search import Searcher
+
+from orchestrator.experiment import Assignment, derive_seed
+from orchestrator.studies import (
+    ASSIGNMENT,
+    OBJECTIVE,
+    MethodStudies,
+    SamplerName,
+    make_sampler,
+    make_study,
+)
+
+TRIALS = 6
+SPACES = {
+    "full": {"learning_rate": FloatDistribution(1e-5, 1e-3, log=True)},
+    "lora": {
+        "rank": CategoricalDistribution((2, 4, 8, 16)),
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+    },
+}
+FIRST = {"full": {"learning_rate": 6.25e-5}, "lora": {"rank": 8, "learning_rate": 5e-4}}
+
+
+@pytest.fixture(params=get_args(SamplerName))
+def sampler(request: pytest.FixtureRequest) -> SamplerName:
+    name: SamplerName = request.param
+    return name
+
+
+def make_studies(sampler: SamplerName, seed: int = 0) -> MethodStudies:
+    return MethodStudies(
+        {
+            method: make_study(
+                space, FIRST[method], make_sampler(sampler, derive_seed(seed, method) % 2**32, TRIALS)
+            )
+            for method, space in SPACES.items()
+        },
+        TRIALS,
+    )
+
+
+def score(method: str, hyperparameters: dict[str, Any]) -> float:
+    return float(hyperparameters["learning_rate"] ** 0.1 + hyperparameters.get("rank", 0) / 100)
+
+
+def run(studies: MethodStudies, shift: dict[str, float] | None = None) -> list[Assignment]:
+    """Run trials one after another to the end, and return them."""
+    trials = []
+    while (suggestion := studies.suggest(f"tune{len(trials)}")) != Searcher.FINISHED:
+        assert isinstance(suggestion, dict)
+        trial = Assignment(**suggestion[ASSIGNMENT])
+        value = score(trial.method, dict(trial.hyperparameters)) + (shift or {}).get(trial.method, 0.0)
+        studies.on_trial_complete(f"tune{len(trials)}", {OBJECTIVE: value})
+        trials.append(trial)
+    return trials
+
+
+def test_methods_take_turns_and_get_as_many_trials(sampler: SamplerName) -> None:
+    trials = run(make_studies(sampler))
+    expected = [(method, number) for number in range(TRIALS) for method in SPACES]
+    assert [(trial.method, trial.number) for trial in trials] == expected
+
+
+def test_a_methods_first_trial_is_its_published_default(sampler: SamplerName) -> None:
+    first = run(make_studies(sampler))[: len(SPACES)]
+    assert {trial.method: trial.hyperparameters for trial in first} == FIRST
+
+
+def test_suggestions_stay_in_the_search_space(sampler: SamplerName) -> None:
+    for trial in run(make_studies(sampler)):
+        for name, value in trial.hyperparameters.items():
+            distribution = SPACES[trial.method][name]
+            assert distribution._contains(distribution.to_internal_repr(value))
+
+
+def test_the_seed_decides_the_search(sampler: SamplerName) -> None:
+    assert run(make_studies(sampler)) == run(make_studies(sampler))
+    assert run(make_studies(sampler)) != run(make_studies(sampler, seed=1))
+
+
+def test_a_method_learns_from_its_own_trials_only(sampler: SamplerName) -> None:
+    alone = [trial for trial in run(make_studies(sampler)) if trial.method == "lora"]
+    beside = [trial for trial in run(make_studies(sampler), shift={"full": 5.0}) if trial.method == "lora"]
+    assert alone == beside
+
+
+@pytest.mark.parametrize("done", [1, 5, 8, 12])
+def test_a_search_continued_is_the_search_that_was_cut(sampler: SamplerName, done: int) -> None:
+    whole = run(make_studies(sampler))
+    continued = make_studies(sampler)
+    continued.replay((trial, score(trial.method, dict(trial.hyperparameters))) for trial in whole[:done])
+    assert run(continued) == whole[done:]
+
+
+def test_a_trial_that_had_not_ended_is_suggested_again_as_it_was() -> None:
+    whole = run(make_studies("random"))
+    continued = make_studies("random")
+    ended = [trial for trial in whole[:8] if trial.trial_id not in ("full-001", "lora-003")]
+    continued.replay((trial, 0.5) for trial in ended)
+    assert run(continued) == [trial for trial in whole if trial not in ended]
+
+
+def test_a_recorded_point_that_is_not_suggested_again_is_learned_all_the_same() -> None:
+    studies = make_studies("tpe")
+    other = Assignment("full", 0, {"learning_rate": 3.3e-4})
+    failed = Assignment("full", 1, {"learning_rate": 9.9e-4})
+    studies.replay([(other, 0.9), (failed, None)])
+    learned = studies._studies["full"]._ot_study
+    assert learned.best_params == {"learning_rate": 3.3e-4}
+    assert learned.best_value == 0.9
+    states = [trial.state.name for trial in learned.trials if trial.params == {"learning_rate": 9.9e-4}]
+    assert states == ["FAIL"]
+    # What only stood in for them taught nothing.
+    assert [trial.state.name for trial in learned.trials].count("COMPLETE") == 1
+
+
+def test_failed_trials_are_no_results() -> None:
+    studies = make_studies("tpe")
+    for number in range(4):
+        studies.suggest(str(number))
+    studies.on_trial_complete("0", error=True)
+    studies.on_trial_complete("2", {"status": "diverged"})
+    assert [trial.state.name for trial in studies._studies["full"]._ot_study.trials] == ["FAIL", "FAIL"]
+
+
+@pytest.mark.parametrize("trials", [1, 2, 8, 50])
+def test_tpe_and_gp_have_a_model_for_at_least_half_of_the_trials(trials: int) -> None:
+    assert make_sampler("tpe", 0, trials)._n_startup_trials <= max(1, trials // 2)
+    assert make_sampler("gp", 0, trials)._n_startup_trials <= max(1, trials // 2)
