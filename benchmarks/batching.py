@@ -111,7 +111,7 @@ def main() -> None:
                 speeds[name].append(sum(len(batch.positions) for batch in epoch) / seconds)
     slowest = np.array(next(iter(speeds.values())))
     print(
-        f"{options.method}: {options.steps} steps of {BATCH_SIZE}, 1 thread; medians of {options.rounds} rounds"
+        f"{options.method}: {options.steps} steps of {BATCH_SIZE}, 1 thread, {options.rounds} rounds' median"
     )
     for name, values in speeds.items():
         print(f"{name:32} {np.median(values):8.1f} examples/s {np.median(np.array(values) / slowest):6.2f} x")
