@@ -7,8 +7,10 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from orchestrator.experiment import Experiment
 from orchestrator.prepare import Prepared
 from orchestrator.rows import Provenance
+from trainables.sources import dataset_name
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "datasets", "optuna", "pyarrow")
 
@@ -22,10 +24,12 @@ def git_revision(directory: Path) -> str | None:
         return None
 
 
-def collect_provenance(prepared: Prepared) -> Provenance:
+def collect_provenance(experiment: Experiment, prepared: Prepared) -> Provenance:
     """Collect what every row of an experiment has in common."""
     return Provenance(
         base_model_fingerprint=prepared.base.fingerprint,
+        dataset=dataset_name(experiment.data),
+        splits=prepared.data.splits,
         dataset_fingerprint=prepared.data.fingerprint,
         git_revision=git_revision(Path(__file__).parent),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

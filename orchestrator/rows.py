@@ -33,7 +33,9 @@ class Provenance:
     """What every row of an experiment has in common."""
 
     base_model_fingerprint: str
+    dataset: str
     dataset_fingerprint: str
+    splits: Mapping[str, str]  # how each split was made, in words
     git_revision: str | None
     versions: Mapping[str, str]
 
@@ -158,9 +160,8 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         "ended_at": trial.ended_at,
         "base_model": experiment.model.path,
         "base_model_fingerprint": provenance.base_model_fingerprint,
-        "dataset": "/".join(filter(None, (experiment.data.path, experiment.data.config)))
-        if experiment.data.path
-        else experiment.data.train,
+        "dataset": provenance.dataset,
+        "splits": json.dumps(dict(provenance.splits)),
         "dataset_fingerprint": provenance.dataset_fingerprint,
         "git_revision": provenance.git_revision,
         "versions": json.dumps(dict(provenance.versions), sort_keys=True),

@@ -178,7 +178,9 @@ def _search(
     started = time.time()
     try:
         with Display(console, experiment, finished) as display:
-            recorder = Recorder(experiment, collect_provenance(prepared), directory, display, finished)
+            recorder = Recorder(
+                experiment, collect_provenance(experiment, prepared), directory, display, finished
+            )
             try:
                 search(experiment, prepared, directory, recorder, concurrent)
             finally:

@@ -27,6 +27,13 @@ class Column:
     origin: str  # "train of glue/sst2", "file dev.tsv"
 
 
+def dataset_name(settings: DataSettings) -> str:
+    """Name the source of the training split: its file, or the hub id and configuration."""
+    if settings.path is None or Path(settings.train).expanduser().is_file():
+        return settings.train
+    return "/".join(filter(None, (settings.path, settings.config)))
+
+
 def read_split(settings: DataSettings, key: str, split: str) -> Column:
     """Read one split: the file ``split`` if there is one, else that split of ``settings.path``.
 
