@@ -86,7 +86,7 @@ def main() -> None:
         columns=["sentence", "label"] if local else None,
     )
     model_settings = ModelSettings(path=options.model)
-    data = load_data(read_data(settings, 0), load_tokenizer(model_settings), options.max_length)
+    data, _ = load_data(read_data(settings, 0), load_tokenizer(model_settings), options.max_length)
     base = load_base(model_settings, data.labels, data.pad_token_id)
     kind = METHODS[options.method]
     model = wrap_base(base, kind.kind, kind.settings(), seed=0).train()

@@ -10,10 +10,8 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.studies import ASSIGNMENT, OBJECTIVE
-
-EVALUATION = "evaluation"
-"""The reported count that rungs are measured in."""
+from orchestrator.budget import Purse
+from orchestrator.reports import ASSIGNMENT, EVALUATION, OBJECTIVE
 
 
 def make_bracket(evaluations: int, grace: int, reduction_factor: int) -> AsyncHyperBandScheduler:
@@ -36,11 +34,17 @@ def make_bracket(evaluations: int, grace: int, reduction_factor: int) -> AsyncHy
 
 
 class MethodBrackets(FIFOScheduler):
-    """Judge each trial against trials of its own method only, and start trials in the order suggested."""
+    """Judge each trial against trials of its own method only, and start trials in the order suggested.
 
-    def __init__(self, brackets: Mapping[str, TrialScheduler]) -> None:
+    Arguments:
+        brackets: one per method.
+        purse: stops a method's trials once it has spent all it may.
+    """
+
+    def __init__(self, brackets: Mapping[str, TrialScheduler], purse: Purse | None = None) -> None:
         super().__init__()
         self._brackets = dict(brackets)
+        self._purse = purse
 
     def _bracket(self, trial: Trial) -> TrialScheduler:
         return self._brackets[trial.config[ASSIGNMENT]["method"]]
@@ -66,11 +70,19 @@ class MethodBrackets(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = self._bracket(trial).on_trial_result(tune_controller, trial, result)
-        return decision
+        return TrialScheduler.STOP if self._has_spent_all(trial, result) else decision
+
+    def _has_spent_all(self, trial: Trial, result: dict[str, Any]) -> bool:
+        if self._purse is None:
+            return False
+        method = trial.config[ASSIGNMENT]["method"]
+        self._purse.note(method, trial.trial_id, result)
+        return self._purse.is_empty(method)
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
+        self._has_spent_all(trial, result)
         self._bracket(trial).on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:

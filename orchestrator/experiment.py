@@ -34,6 +34,39 @@ class SearchSettings(Settings):
     keep_checkpoints: int = Field(1, ge=1, description="best trials per method whose checkpoint is kept")
 
 
+class ConfirmSettings(Settings):
+    """The confirm phase."""
+
+    seeds: int = Field(
+        5, ge=0, description="fresh seeds for each method's best configuration; 0 skips the phase"
+    )
+
+
+class BudgetSettings(Settings):
+    """What each method may spend in the search, in place of a number of trials: one purse for all."""
+
+    train_seconds: float | None = Field(None, gt=0, description="seconds of training per method")
+    examples: int | None = Field(None, ge=1, description="trained examples per method")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if self.train_seconds is not None and self.examples is not None:
+            raise ValueError("train_seconds and examples are both set; expected one of them")
+        return self
+
+    @property
+    def unit(self) -> Literal["train_seconds", "examples"] | None:
+        """What is counted; None where search.trials is the budget."""
+        if self.train_seconds is not None:
+            return "train_seconds"
+        return "examples" if self.examples is not None else None
+
+    @property
+    def limit(self) -> float:
+        """How much of it each method may spend."""
+        return self.train_seconds or self.examples or float("inf")
+
+
 class ResourceSettings(Settings):
     """What one trial gets."""
 
@@ -112,6 +145,10 @@ class Experiment(Settings):
     data: DataSettings = Field(DataSettings(), description="the examples")
     training: TrainingDefaults = Field(TrainingDefaults(), description="what methods share in training")
     search: SearchSettings = Field(SearchSettings(), description="the search phase")
+    budget: BudgetSettings = Field(
+        BudgetSettings(), description="a purse per method, instead of search.trials"
+    )
+    confirm: ConfirmSettings = Field(ConfirmSettings(), description="the confirm phase")
     methods: dict[str, MethodEntry] = Field(
         {name: MethodEntry(kind=name) for name in DEFAULT_METHODS},
         min_length=1,

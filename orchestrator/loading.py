@@ -17,9 +17,10 @@ from trainables.methods import METHODS
 
 DEMO: Mapping[str, Any] = {
     "name": "demo",
-    "data": {"max_train_examples": 1000},
+    "data": {"max_train_examples": 1000, "test": "test"},
     "training": {"epochs": 3},
     "search": {"trials": 4},
+    "confirm": {"seeds": 3},
 }
 """The built-in comparison: the embedded model on the embedded dataset."""
 

@@ -11,16 +11,17 @@ from orchestrator.experiment import Experiment
 from search_spaces import extremes
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
-from trainables.data import TokenizedData, load_data, read_data
+from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.errors import InputError
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all trials share."""
+    """What trials share."""
 
     base: BaseModel
     data: TokenizedData
+    test: TokenizedSplit  # for the confirm phase only
 
 
 def prepare(experiment: Experiment, report: Callable[[str], None], where: str = "experiment") -> Prepared:
@@ -46,7 +47,7 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
         problems.append(error)
     if raw is None or tokenizer is None:
         raise _error(problems, where)
-    data = load_data(raw, tokenizer, experiment.data.max_length)
+    data, test = load_data(raw, tokenizer, experiment.data.max_length)
     try:
         base = load_base(experiment.model, data.labels, data.pad_token_id, report)
     except InputError as error:
@@ -54,7 +55,7 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
     problems = _wrong_target_modules(experiment, base)
     if problems:
         raise _error(problems, where)
-    return Prepared(base, data)
+    return Prepared(base, data, test)
 
 
 def check_run_directory(experiment: Experiment, where: str = "experiment") -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,10 +12,8 @@ from rich.table import Table
 
 from orchestrator.experiment import Experiment
 from orchestrator.rows import TrialHistory
-
-SHORT_NAMES = {"learning_rate": "lr"}
-
-FAILURES = ("diverged", "out_of_memory", "failed")
+from results.analysis.summary import FAILURES
+from results.show import describe_hyperparameters
 
 
 class Display:
@@ -33,7 +30,9 @@ class Display:
     ) -> None:
         self._console = console
         self._methods = list(experiment.methods)
+        self._budget = experiment.budget
         self._planned = experiment.search.trials
+        self._seeds = experiment.confirm.seeds
         self._evaluations = {method: experiment.most_evaluations(method) for method in self._methods}
         self._trials = {trial.spec.trial_id: trial for trial in finished}
         self._started = time.monotonic()
@@ -45,14 +44,20 @@ class Display:
             TimeRemainingColumn(compact=True),
             console=console,
         )
-        self._task = self._progress.add_task(
-            "trials", total=self._planned * len(self._methods), completed=len(self._trials)
-        )
+        each = self._planned + self._seeds
+        self._task = self._progress.add_task("trials", total=each * len(self._methods))
         self._live: Live | None = None
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
-            self._live = Live(self._view(), console=self._console, refresh_per_second=4)
+            # What others print goes to the log, and Live would bring it back here.
+            self._live = Live(
+                self._view(),
+                console=self._console,
+                refresh_per_second=4,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._live.start()
         return self
 
@@ -64,24 +69,43 @@ class Display:
     def changed(self, trial: TrialHistory) -> None:
         """Take in a trial's newest state."""
         self._trials[trial.spec.trial_id] = trial
-        done = sum(self._share_done(history) for history in self._trials.values())
-        self._progress.update(self._task, completed=round(done, 2))
+        self._progress.update(self._task, completed=round(sum(map(self._done, self._methods)), 2))
         if self._live:
             self._live.update(self._view())
         elif trial.status != "running":
             self._print_line(trial)
+
+    def _done(self, method: str) -> float:
+        """Return a method's work done, in trials; a purse is worth as many as were planned without one."""
+        search, confirm = (self._of(method, phase) for phase in ("search", "confirm"))
+        in_search = sum(map(self._share_done, search))
+        if self._budget.unit:
+            last = [trial.curve[-1] for trial in search if trial.curve]
+            spent = sum(getattr(point, self._budget.unit) for point in last)
+            in_search = self._planned * min(1.0, spent / self._budget.limit)
+        return in_search + sum(map(self._share_done, confirm))
 
     def _share_done(self, trial: TrialHistory) -> float:
         if trial.status != "running":
             return 1.0
         return len(trial.curve) / self._evaluations[trial.spec.method]
 
+    def _of(self, method: str, phase: str) -> list[TrialHistory]:
+        return [
+            trial
+            for trial in self._trials.values()
+            if trial.spec.method == method and trial.assignment.phase == phase
+        ]
+
     def _print_line(self, trial: TrialHistory) -> None:
         ended = sum(history.status != "running" for history in self._trials.values())
+        planned = "" if self._budget.unit else f"/{(self._planned + self._seeds) * len(self._methods)}"
         score = f"{trial.best.validation_accuracy:.1%}" if trial.best else trial.error or ""
+        if trial.test:
+            score += f" (test {trial.test.accuracy:.1%})"
         elapsed = time.monotonic() - self._started
         self._console.print(
-            f"[{ended}/{self._planned * len(self._methods)}] {elapsed:5.0f} s  {trial.spec.trial_id}"
+            f"[{ended}{planned}] {elapsed:5.0f} s  {trial.spec.trial_id}"
             f"  {trial.status}  {score}  {describe_hyperparameters(trial.assignment.hyperparameters)}",
             markup=False,
             highlight=False,
@@ -90,8 +114,9 @@ class Display:
 
     def _view(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("method", "done", "running", "failed"):
-            table.add_column(heading, justify="left" if heading == "method" else "right")
+        table.add_column("method")
+        for heading in ("done", "running", "failed", *(["confirmed"] if self._seeds else [])):
+            table.add_column(heading, justify="right")
         table.add_column("best accuracy", justify="right")
         table.add_column("its configuration", overflow="ellipsis", no_wrap=True)
         for method in self._methods:
@@ -99,68 +124,21 @@ class Display:
         return Group(table, self._progress)
 
     def _cells(self, method: str) -> tuple[str, ...]:
-        mine = [trial for trial in self._trials.values() if trial.spec.method == method]
-        failed = sum(trial.status in FAILURES for trial in mine)
-        running = sum(trial.status == "running" for trial in mine)
-        done = f"{len(mine) - running - failed}/{self._planned}"
-        counts = (done, str(running or ""), str(failed or ""))
-        scored = [trial for trial in mine if trial.best and trial.status not in FAILURES]
+        search, confirm = (self._of(method, phase) for phase in ("search", "confirm"))
+        failed = sum(trial.status in FAILURES for trial in search + confirm)
+        running = sum(trial.status == "running" for trial in search + confirm)
+        ended = sum(trial.status not in ("running", *FAILURES) for trial in search)
+        confirmed = sum(trial.status == "completed" for trial in confirm)
+        counts = [f"{ended}" if self._budget.unit else f"{ended}/{self._planned}"]
+        counts += [str(running or ""), str(failed or "")]
+        counts += [f"{confirmed}/{self._seeds}"] if self._seeds else []
+        scored = [trial for trial in search if trial.best and trial.status not in FAILURES]
         if not scored:
             return (*counts, "", "")
         best = min(scored, key=lambda trial: trial.rank)
         assert best.best is not None
         accuracy = f"{best.best.validation_accuracy:.1%}"
         return (*counts, accuracy, describe_hyperparameters(best.assignment.hyperparameters))
-
-
-def describe_hyperparameters(hyperparameters: Mapping[str, Any]) -> str:
-    """Write ``rank 8, alpha 16, lr 0.0003``."""
-    return ", ".join(
-        f"{SHORT_NAMES.get(name, name)} {_short(value)}" for name, value in hyperparameters.items()
-    )
-
-
-def _short(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-def final_table(experiment_methods: Sequence[str], trials: Sequence[TrialHistory]) -> Table:
-    """Build the table across methods: each method's best trial by validation accuracy, and its cost."""
-    table = Table(
-        title="Best trial of each method, by validation accuracy",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("method")
-    for heading in ("trials", "accuracy"):
-        table.add_column(heading, justify="right")
-    table.add_column("hyperparameters", overflow="fold", ratio=1)
-    for heading in ("trainable", "model MB", "peak MB", "train s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for method in experiment_methods:
-        mine = [trial for trial in trials if trial.spec.method == method]
-        failed = sum(trial.status in FAILURES for trial in mine)
-        count = f"{len(mine)}" + (f" ({failed} failed)" if failed else "")
-        scored = [trial for trial in mine if trial.best and trial.status not in FAILURES]
-        if not scored:
-            table.add_row(method, count, "-", "no trial finished", "-", "-", "-", "-")
-            continue
-        best = min(scored, key=lambda trial: trial.rank)
-        assert best.best is not None
-        last = best.curve[-1]
-        peak = f"{last.peak_memory_bytes / 1e6:,.0f}" if last.peak_memory_bytes else "-"
-        table.add_row(
-            method,
-            count,
-            f"{best.best.validation_accuracy:.1%}",
-            describe_hyperparameters(best.assignment.hyperparameters),
-            f"{last.trainable_parameters:,}",
-            f"{last.model_bytes / 1e6:,.1f}",
-            peak,
-            f"{last.train_seconds:,.1f}",
-        )
-    return table
 
 
 def time_spent(trials: Sequence[TrialHistory], slots: int, started: float, seconds: float) -> str:

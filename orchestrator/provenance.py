@@ -33,4 +33,5 @@ def collect_provenance(experiment: Experiment, prepared: Prepared) -> Provenance
         dataset_fingerprint=prepared.data.fingerprint,
         git_revision=git_revision(Path(__file__).parent),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        labels=prepared.data.labels,
     )

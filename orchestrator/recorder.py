@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from ray import tune
 from ray.tune.experiment import Trial
 
-from orchestrator.experiment import Assignment, Experiment
+from orchestrator.experiment import Assignment, Experiment, Phase
+from orchestrator.reports import ASSIGNMENT, ERROR, POINT, STATUS
 from orchestrator.rows import Provenance, TrialHistory, trial_record
-from orchestrator.studies import ASSIGNMENT
-from orchestrator.worker import ERROR, POINT, STATUS
 from results.store import write_record, write_snapshot
 
 SNAPSHOT_EVERY_SECONDS = 2.0
@@ -92,6 +91,10 @@ class Recorder(tune.Callback):
         error = trial.get_error()
         self._end(trial, "failed", f"{type(error).__name__}: {error}" if error else "the worker process died")
 
+    def of_phase(self, phase: Phase) -> list[TrialHistory]:
+        """Return the trials of a phase, so far as they are known."""
+        return [trial for trial in self.trials.values() if trial.assignment.phase == phase]
+
     def close(self) -> None:
         """End trials that were still running as interrupted and write the last snapshot."""
         for key, history in list(self.trials.items()):
@@ -99,7 +102,8 @@ class Recorder(tune.Callback):
                 self.trials[key] = replace(history, status="interrupted", ended_at=datetime.now(UTC))
                 self._journal(self.trials[key])
         for method in self._experiment.methods:
-            self._drop_losers(method)
+            for phase in get_args(Phase):
+                self._drop_losers(method, phase)
         write_snapshot(self._directory)
 
     def _is_whole(self, trial: Trial) -> bool:
@@ -113,7 +117,7 @@ class Recorder(tune.Callback):
             self.on_trial_start(0, [], trial)
         history = self.trials[trial_id]
         self._update(replace(history, status=status, error=error, ended_at=datetime.now(UTC)))
-        self._drop_losers(history.spec.method)
+        self._drop_losers(history.spec.method, history.assignment.phase)
 
     def _update(self, history: TrialHistory) -> None:
         self.trials[history.spec.trial_id] = history
@@ -128,18 +132,20 @@ class Recorder(tune.Callback):
     def _journal(self, history: TrialHistory) -> None:
         write_record(self._directory, trial_record(self._experiment, self._provenance, history))
 
-    def _drop_losers(self, method: str) -> None:
-        """Delete the checkpoints of all but the method's best ended trials."""
-        for key, history in self._losers(method):
+    def _drop_losers(self, method: str, phase: Phase) -> None:
+        """Delete the checkpoints of all but the method's best ended trials of a phase."""
+        for key, history in self._losers(method, phase):
             shutil.rmtree(self._directory / "checkpoints" / history.spec.trial_id, ignore_errors=True)
             self.trials[key] = replace(history, keeps_checkpoint=False)
             self._journal(self.trials[key])
 
-    def _losers(self, method: str) -> Iterator[tuple[str, TrialHistory]]:
+    def _losers(self, method: str, phase: Phase) -> Iterator[tuple[str, TrialHistory]]:
         ended = [
             (key, history)
             for key, history in self.trials.items()
-            if history.spec.method == method and history.status != "running" and history.keeps_checkpoint
+            if (history.spec.method, history.assignment.phase) == (method, phase)
+            and history.status != "running"
+            and history.keeps_checkpoint
         ]
         worthy = [pair for pair in ended if pair[1].status in KEEPS_CHECKPOINT and pair[1].best is not None]
         winners = sorted(worthy, key=lambda pair: pair[1].rank)[: self._experiment.search.keep_checkpoints]

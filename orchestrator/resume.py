@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ def read_run(directory: Path) -> Experiment:
 
 
 def finished_trials(
-    directory: Path, experiment: Experiment
+    directory: Path, experiment: Experiment, labels: Sequence[str]
 ) -> tuple[list[TrialHistory], list[Mapping[str, Any]]]:
     """Return the trials of a run that have ended, and their rows."""
     records = [record for record in read_journal(directory) if record.trial["status"] in ENDED]
-    return [trial_history(experiment, record) for record in records], [record.trial for record in records]
+    return [trial_history(experiment, record, labels) for record in records], [
+        record.trial for record in records
+    ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+from scipy.special import log_softmax
+
 from orchestrator.experiment import Assignment, Experiment
 from results.schema import METRICS
 from results.store import TrialRecord
 from trainables.checkpoints import Checkpoint
-from trainables.trial import Evaluation, TrialSpec
+from trainables.trial import Evaluation, TestOutcome, TrialSpec
 
 CURVE_COLUMNS = [field.name for field in fields(Evaluation) if field.name in METRICS.names]
 """What the metrics table holds of an evaluation."""
@@ -38,6 +41,7 @@ class Provenance:
     splits: Mapping[str, str]  # how each split was made, in words
     git_revision: str | None
     versions: Mapping[str, str]
+    labels: Sequence[str]  # names, in the order of their indices
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ class TrialHistory:
     def best(self) -> Evaluation | None:
         """The evaluation whose checkpoint was kept."""
         return next((point for point in reversed(self.curve) if point.is_best), None)
+
+    def starts_after(self, time: float) -> bool:
+        """Say whether the trial started at a POSIX time or later."""
+        return self.started_at is not None and self.started_at.timestamp() >= time
+
+    @property
+    def test(self) -> TestOutcome | None:
+        """What the test split said, in the confirm phase."""
+        return self.curve[-1].test if self.curve else None
 
     @property
     def best_so_far(self) -> list[float]:
@@ -104,10 +117,29 @@ def trial_record(experiment: Experiment, provenance: Provenance, trial: TrialHis
             for point in [trial.best]
             if point is not None and point.checkpoint is not None and trial.keeps_checkpoint
         ],
+        predictions=[{**identity, **row} for row in _predictions(provenance.labels, trial)],
     )
 
 
-def trial_history(experiment: Experiment, record: TrialRecord) -> TrialHistory:
+def _predictions(labels: Sequence[str], trial: TrialHistory) -> Iterator[dict[str, Any]]:
+    if trial.test is None:
+        return
+    outcome = trial.test
+    losses = -log_softmax(outcome.logits.astype(float), axis=1)
+    for example_id, label, logits, loss in zip(
+        outcome.example_ids, outcome.labels, outcome.logits, losses, strict=True
+    ):
+        yield {
+            "seed": trial.spec.seed,
+            "example_id": int(example_id),
+            "label": labels[label],
+            "prediction": labels[logits.argmax()],
+            "loss": float(loss[label]),
+            "logits": logits.tolist(),
+        }
+
+
+def trial_history(experiment: Experiment, record: TrialRecord, labels: Sequence[str]) -> TrialHistory:
     """Turn a journal record back into what it was made of: the inverse of :func:`trial_record`."""
     row = record.trial
     assignment = Assignment(
@@ -120,6 +152,7 @@ def trial_history(experiment: Experiment, record: TrialRecord) -> TrialHistory:
             is_best=point["evaluation"] == row["best_evaluation"],
             is_last=row["status"] == "completed" and point["evaluation"] == row["evaluations"],
             checkpoint=_best_checkpoint(record) if point["evaluation"] == row["best_evaluation"] else None,
+            test=_test(record, labels) if point["evaluation"] == row["evaluations"] else None,
         )
         for point in record.metrics
     ]
@@ -134,6 +167,21 @@ def trial_history(experiment: Experiment, record: TrialRecord) -> TrialHistory:
         ended_at=ended,
         node=row["node"],
         keeps_checkpoint=bool(record.checkpoints),
+    )
+
+
+def _test(record: TrialRecord, labels: Sequence[str]) -> TestOutcome | None:
+    if not record.predictions:
+        return None
+    row, rows = record.trial, record.predictions
+    return TestOutcome(
+        loss=row["test_loss"],
+        accuracy=row["test_accuracy"],
+        macro_f1=row["test_macro_f1"],
+        seconds=row["test_seconds"],
+        example_ids=np.array([prediction["example_id"] for prediction in rows]),
+        labels=np.array([labels.index(prediction["label"]) for prediction in rows]),
+        logits=np.array([prediction["logits"] for prediction in rows], dtype=np.float32),
     )
 
 
@@ -155,6 +203,7 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         "error": trial.error,
         **{f"hp_{name}": value for name, value in trial.assignment.hyperparameters.items()},
         **_outcome(trial),
+        **_test_outcome(trial),
         **_cost(trial),
         "started_at": trial.started_at,
         "ended_at": trial.ended_at,
@@ -194,6 +243,17 @@ def _outcome(trial: TrialHistory) -> dict[str, Any]:
         "validation_loss": best.validation_loss,
         "validation_accuracy": best.validation_accuracy,
         "validation_macro_f1": best.validation_macro_f1,
+    }
+
+
+def _test_outcome(trial: TrialHistory) -> dict[str, Any]:
+    if trial.test is None:
+        return {}
+    return {
+        "test_loss": trial.test.loss,
+        "test_accuracy": trial.test.accuracy,
+        "test_macro_f1": trial.test.macro_f1,
+        "test_seconds": trial.test.seconds,
     }
 
 

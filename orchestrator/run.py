@@ -117,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
             shutil.copyfileobj(chatter, log)
             log.flush()
             with quiet(log) as console:
-                return _search(experiment, prepared, finished, console)
+                return _run_phases(experiment, prepared, finished, console)
 
 
 def _prepare(
@@ -151,23 +151,27 @@ def _prepare_again(
     experiment = read_run(options.resume)
     check_resources(experiment, *available_resources(), where)
     prepared = prepare(experiment, console.print, where)
-    finished, rows = finished_trials(options.resume, experiment)
+    finished, rows = finished_trials(options.resume, experiment, prepared.data.labels)
     if rows:
         check_fingerprints(rows[0], prepared, where)
     console.print(f"{where}: {len(finished)} trials are done", highlight=False)
     return experiment, prepared, finished
 
 
-def _search(
+def _run_phases(
     experiment: Experiment, prepared: Prepared, finished: Sequence[TrialHistory], console: Console
 ) -> int:
     import ray
 
     from orchestrator.cluster import connect, slots
-    from orchestrator.progress import Display, final_table, time_spent
+    from orchestrator.confirm import confirm
+    from orchestrator.progress import Display, time_spent
     from orchestrator.provenance import collect_provenance
     from orchestrator.recorder import Recorder
     from orchestrator.search import search
+    from orchestrator.worker import share
+    from results import load
+    from results.show import render
 
     directory = experiment.run_directory
     console.print(f"{experiment.name}: results and log.txt in {directory}", highlight=False, soft_wrap=True)
@@ -178,33 +182,27 @@ def _search(
     started = time.time()
     try:
         with Display(console, experiment, finished) as display:
-            recorder = Recorder(
-                experiment, collect_provenance(experiment, prepared), directory, display, finished
-            )
+            provenance = collect_provenance(experiment, prepared)
+            recorder = Recorder(experiment, provenance, directory, display, finished)
+            inputs = share(experiment, prepared, directory)
             try:
-                search(experiment, prepared, directory, recorder, concurrent)
+                is_whole = search(inputs, recorder, concurrent) and confirm(inputs, recorder, concurrent)
             finally:
                 recorder.close()
     finally:
         ray.shutdown()
-    seconds = time.time() - started
-    trials = list(recorder.trials.values())
-    here = [trial for trial in trials if trial.started_at and trial.started_at.timestamp() >= started]
-    console.print(final_table(list(experiment.methods), trials))
+    console.print(render(load(directory)))
+    here = [trial for trial in recorder.trials.values() if trial.starts_after(started)]
     if here:
-        console.print(time_spent(here, concurrent, started, seconds), highlight=False)
+        console.print(time_spent(here, concurrent, started, time.time() - started), highlight=False)
     console.print(f'pandas.read_parquet("{directory}/trials.parquet")', highlight=False, soft_wrap=True)
-    done = sum(trial.status != "interrupted" for trial in trials)
-    planned = experiment.search.trials * len(experiment.methods)
-    if done < planned:
+    if not is_whole:
         command = f"python -m orchestrator.run --resume {shlex.quote(str(directory))}"
         console.print(
-            f"interrupted: {done} of {planned} trials are kept; continue with: {command}",
-            highlight=False,
-            soft_wrap=True,
+            f"interrupted; what finished is kept. Continue with: {command}", highlight=False, soft_wrap=True
         )
         return 130
-    return 0 if any(trial.best for trial in trials) else 1
+    return 0 if any(trial.best for trial in recorder.trials.values()) else 1
 
 
 def _reproduce(run_directory: Path, trial_id: str) -> int:

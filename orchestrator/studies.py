@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from itertools import count
 from typing import Any, Literal
 
 import optuna
@@ -13,13 +14,9 @@ from optuna.samplers import BaseSampler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from orchestrator.budget import Purse
 from orchestrator.experiment import Assignment
-
-OBJECTIVE = "objective"
-"""The reported value the studies maximize and ASHA compares: best validation accuracy so far."""
-
-ASSIGNMENT = "assignment"
-"""The key of a Tune trial's configuration that says which trial it is."""
+from orchestrator.reports import ASSIGNMENT, OBJECTIVE
 
 SamplerName = Literal["tpe", "gp", "random", "cmaes"]
 
@@ -70,19 +67,28 @@ class MethodStudies(Searcher):
 
     Arguments:
         studies: one per method, in the order of turns.
-        trials: trials per method.
+        trials: trials per method; with a purse, the most that may fail.
+        purse: what each method may spend, in place of a number of trials.
     """
 
-    def __init__(self, studies: Mapping[str, OptunaSearch], trials: int) -> None:
+    def __init__(self, studies: Mapping[str, OptunaSearch], trials: int, purse: Purse | None = None) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
         self._studies = dict(studies)
-        self._waiting = [(number, method) for number in range(trials) for method in studies]
+        self._trials = trials
+        self._purse = purse
+        self._given: dict[str, set[int]] = {method: set() for method in studies}
+        self._failures = dict.fromkeys(studies, 0)
         self._running: dict[str, Assignment] = {}
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
         return True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every trial has been suggested and has ended."""
+        return self._next_turn() is None and not self._running
 
     def replay(self, finished: Iterable[tuple[Assignment, float | None]]) -> None:
         """Tell the studies what an interrupted run had found.
@@ -96,13 +102,14 @@ class MethodStudies(Searcher):
         """
         told = {assignment.trial_id: (assignment, objective) for assignment, objective in finished}
         last = max((assignment.number for assignment, _ in told.values()), default=-1)
-        for number, method in [turn for turn in self._waiting if turn[0] <= last]:
+        for number, method in [(number, method) for number in range(last + 1) for method in self._studies]:
             again = self._assign(method, number)
             if again.trial_id not in told:
                 continue
-            self._waiting.remove((number, method))
+            self._given[method].add(number)
             recorded, objective = told[again.trial_id]
             study = self._studies[method]
+            self._failures[method] += objective is None
             if recorded.hyperparameters == again.hyperparameters:
                 result = None if objective is None else {OBJECTIVE: objective}
                 study.on_trial_complete(again.trial_id, result, error=objective is None)
@@ -113,11 +120,28 @@ class MethodStudies(Searcher):
                 )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is text
-        if not self._waiting:
+        turn = self._next_turn()
+        if turn is None:
             return Searcher.FINISHED
-        number, method = self._waiting.pop(0)
+        number, method = turn
+        self._given[method].add(number)
         self._running[trial_id] = self._assign(method, number)
         return {ASSIGNMENT: asdict(self._running[trial_id])}
+
+    def _next_turn(self) -> tuple[int, str] | None:
+        """Return the lowest number that a method still wants, and the first method that wants it."""
+        numbers = {
+            method: next(number for number in count() if number not in self._given[method])
+            for method in self._studies
+        }
+        wanted = [(number, method) for method, number in numbers.items() if self._wants(method, number)]
+        return min(wanted, key=lambda turn: turn[0], default=None)
+
+    def _wants(self, method: str, number: int) -> bool:
+        if self._purse is None:
+            return number < self._trials
+        # A method whose every trial fails before it has spent anything must end, too.
+        return not self._purse.is_empty(method) and self._failures[method] < self._trials
 
     def _assign(self, method: str, number: int) -> Assignment:
         # A study that is asked for the same trial twice suggests the same twice.
@@ -136,6 +160,7 @@ class MethodStudies(Searcher):
     ) -> None:
         trial = self._running.pop(trial_id)
         failed = error or result is None or OBJECTIVE not in result
+        self._failures[trial.method] += failed
         self._studies[trial.method].on_trial_complete(trial.trial_id, None if failed else result, failed)
 
     def save(self, checkpoint_path: str) -> None:

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+import ray
+from ray import ObjectRef, tune
 
-from orchestrator.brackets import EVALUATION
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
-from orchestrator.studies import ASSIGNMENT, OBJECTIVE
+from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from trainables.base_model import BaseModel
+from trainables.data import TokenizedData, TokenizedSplit
 from trainables.trial import Evaluation, failure_status, run_trial
 
-POINT = "point"
-STATUS = "status"
-ERROR = "error"
+
+@dataclass(frozen=True)
+class Inputs:
+    """What workers read, in the object store once: they share the memory."""
+
+    experiment: Experiment
+    directory: Path  # of the run
+    base: ObjectRef[BaseModel]
+    data: ObjectRef[TokenizedData]
+    test: ObjectRef[TokenizedSplit]
+
+
+def share(experiment: Experiment, prepared: Prepared, directory: Path) -> Inputs:
+    """Put what was prepared into the object store."""
+    return Inputs(
+        experiment, directory, ray.put(prepared.base), ray.put(prepared.data), ray.put(prepared.test)
+    )
 
 
 class TrialWorker(tune.Trainable):
@@ -28,11 +45,10 @@ class TrialWorker(tune.Trainable):
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
-        self, config: dict[str, Any], experiment: Experiment, prepared: Prepared, directory: Path
+        self, config: dict[str, Any], inputs: Inputs
     ) -> None:
-        self._experiment = experiment
-        self._prepared = prepared
-        self._directory = directory
+        self._inputs = inputs
+        self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -43,10 +59,16 @@ class TrialWorker(tune.Trainable):
         self._curve: Iterator[Evaluation] = iter(())
 
     def _start(self, config: dict[str, Any]) -> None:
-        spec = self._experiment.trial_spec(Assignment(**config[ASSIGNMENT]))
+        assignment = Assignment(**config[ASSIGNMENT])
+        spec = self._inputs.experiment.trial_spec(assignment)
         self._best_accuracy = 0.0
         self._curve = run_trial(
-            spec, self._prepared.data, self._prepared.base, self._directory / "checkpoints" / spec.trial_id
+            spec,
+            self._data,
+            self._base,
+            self._inputs.directory / "checkpoints" / spec.trial_id,
+            # The search never sees the test split.
+            test=ray.get(self._inputs.test) if assignment.phase == "confirm" else None,
         )
 
     def step(self) -> dict[str, Any]:

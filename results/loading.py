@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -23,30 +25,65 @@ class ResultSet:
     predictions: pd.DataFrame
 
 
-def load(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> ResultSet:
+def load(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], skip_damaged: bool = False
+) -> ResultSet:
     """Load run directories.
+
+    Columns that an older version did not write are null.
 
     Arguments:
         path: a run directory, a directory of them, a glob such as ``runs/*``, or several of these.
+        skip_damaged: leave out tables that cannot be read, with a warning that names them.
 
     Raises:
         FileNotFoundError: if a path holds no result set.
+        ResultSetError: naming a table that cannot be read, or one that a newer version wrote.
     """
     # Imported here so that `import results` stays fast.
-    import pandas as pd
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
     from results.schema import TABLES
 
     given = [path] if isinstance(path, str | os.PathLike) else list(path)
-    runs = [run for one in given for run in _run_directories(os.fspath(one))]
+    runs = list(dict.fromkeys(run for one in given for run in _run_directories(os.fspath(one))))
     frames = {}
     for table, schema in TABLES.items():
         files = [run / f"{table}.parquet" for run in runs]
-        parts = [pq.read_table(file).to_pandas() for file in files if file.is_file()]
-        filled = [part for part in parts if len(part)] or parts[:1] or [schema.empty_table().to_pandas()]
-        frames[table] = pd.concat(filled, ignore_index=True)
+        parts = [_read(file, table, skip_damaged) for file in files if file.is_file()]
+        filled = [part for part in parts if part is not None and part.num_rows]
+        whole = pa.concat_tables(filled, promote_options="permissive") if filled else schema.empty_table()
+        frames[table] = whole.to_pandas()
     return ResultSet(**frames)
+
+
+def _read(file: Path, table: str, skip_damaged: bool) -> pa.Table | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from results.schema import SCHEMA_VERSION, TABLES, ResultSetError
+
+    try:
+        found = pq.read_table(file, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        problem = f"{file}: not a whole Parquet table ({str(error).splitlines()[0]})"
+        if not skip_damaged:
+            raise ResultSetError(
+                f"{problem}; restore it, or load the rest with results.load(..., skip_damaged=True)"
+            ) from None
+        warnings.warn(f"{problem}; left out", stacklevel=3)
+        return None
+    version = int((found.schema.metadata or {}).get(b"schema_version", 0))
+    if version > SCHEMA_VERSION:
+        raise ResultSetError(
+            f"{file}: written by a newer version of the program (schema {version}; this one reads up to "
+            f"{SCHEMA_VERSION}); update the program"
+        )
+    missing = [field for field in TABLES[table] if field.name not in found.column_names]
+    for field in missing:
+        found = found.append_column(field, pa.nulls(found.num_rows, field.type))
+    hyperparameters = [name for name in found.column_names if name not in TABLES[table].names]
+    return found.select([*TABLES[table].names, *hyperparameters])
 
 
 def _run_directories(path: str) -> list[Path]:

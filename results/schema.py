@@ -18,6 +18,10 @@ STRING, INT, FLOAT = pa.string(), pa.int64(), pa.float64()
 TIME = pa.timestamp("us", tz="UTC")
 
 
+class ResultSetError(ValueError):
+    """A result set that cannot be read: which file, and what to do."""
+
+
 def _schema(columns: Mapping[str, tuple[pa.DataType, str]]) -> pa.Schema:
     fields = [
         pa.field(name, kind, metadata={"description": description})
@@ -59,6 +63,7 @@ TRIALS: Final = _schema(
         "test_loss": (FLOAT, "mean cross-entropy on test, in nats; confirm phase only"),
         "test_accuracy": (FLOAT, "share of test examples labelled right; confirm phase only"),
         "test_macro_f1": (FLOAT, "macro-F1 on test; confirm phase only"),
+        "test_seconds": (FLOAT, "time in the evaluation on test; confirm phase only"),
         "train_seconds": (FLOAT, "time in training steps and nothing else"),
         "evaluation_seconds": (FLOAT, "time in evaluations"),
         "setup_seconds": (FLOAT, "time to build the model, wrap it and move it to its device"),
@@ -116,13 +121,12 @@ CHECKPOINTS: Final = _schema(
 
 PREDICTIONS: Final = _schema(
     {
-        "experiment": _IDENTITY["experiment"],
-        "trial_id": _IDENTITY["trial_id"],
-        "method": _IDENTITY["method"],
+        **_IDENTITY,
         "seed": (INT, "seed of the trial"),
         "example_id": (INT, "row of the example in its source"),
         "label": (STRING, "right label"),
         "prediction": (STRING, "label predicted"),
+        "loss": (FLOAT, "cross-entropy of the right label, in nats"),
         "logits": (pa.list_(pa.float32()), "one per label"),
     }
 )

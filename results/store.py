@@ -60,14 +60,19 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
 
 
 def read_journal(run_directory: Path) -> list[TrialRecord]:
-    """Read what :func:`write_record` wrote, in the order in which methods took turns; times are ISO texts."""
+    """Read what :func:`write_record` wrote, in the order in which trials took turns; times are ISO texts."""
     files = sorted((run_directory / "journal").glob("*.json"))
     contents = [json.loads(file.read_bytes()) for file in files]
     records = [
         TrialRecord(content["trials"][0], content["metrics"], content["checkpoints"], content["predictions"])
         for content in contents
     ]
-    return sorted(records, key=lambda record: record.trial.get("trial_number") or 0)
+    return sorted(records, key=_turn)
+
+
+def _turn(record: TrialRecord) -> tuple[bool, int, str]:
+    row = record.trial
+    return row.get("phase") == "confirm", row.get("trial_number") or 0, row.get("started_at") or ""
 
 
 def write_snapshot(run_directory: Path) -> None:

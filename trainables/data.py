@@ -62,14 +62,13 @@ class TokenizedSplit:
 
 @dataclass(frozen=True)
 class TokenizedData:
-    """All splits of an experiment."""
+    """What trials train on and are chosen by. The test split stays apart."""
 
     train: TokenizedSplit
     validation: TokenizedSplit
-    test: TokenizedSplit
     labels: tuple[str, ...]  # label names, in the order of their indices
     pad_token_id: int
-    fingerprint: str  # sha256 of all the above
+    fingerprint: str  # sha256 of all the above and of the test split
     splits: Mapping[str, str]  # how each split was made, in words
 
 
@@ -97,19 +96,23 @@ def read_data(settings: DataSettings, seed: int) -> RawData:
     return RawData(train, _note_overlap(validation, seen), _note_overlap(test, seen), labels)
 
 
-def load_data(raw: RawData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedData:
-    """Tokenize all splits once, cut to ``max_length`` tokens, without padding."""
+def load_data(
+    raw: RawData, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[TokenizedData, TokenizedSplit]:
+    """Tokenize all splits once, cut to ``max_length`` tokens, without padding; return data and test split."""
     splits = {"train": raw.train, "validation": raw.validation, "test": raw.test}
     tokenized = {name: _tokenize(split, tokenizer, max_length) for name, split in splits.items()}
     pad_token_id = tokenizer.pad_token_id
     assert isinstance(pad_token_id, int)
-    return TokenizedData(
-        **tokenized,
+    data = TokenizedData(
+        train=tokenized["train"],
+        validation=tokenized["validation"],
         labels=raw.labels,
         pad_token_id=pad_token_id,
         fingerprint=_fingerprint(tokenized, raw.labels, pad_token_id),
         splits={name: f"{len(split.texts):,} examples, {split.origin}" for name, split in splits.items()},
     )
+    return data, tokenized["test"]
 
 
 def stratified_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters
 from trainables.batches import batches
-from trainables.checkpoints import Checkpoint, save_checkpoint
-from trainables.data import TokenizedData
+from trainables.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
 from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
 from trainables.methods import METHODS, MethodSettings
@@ -34,6 +35,19 @@ class TrialSpec:
     settings: MethodSettings  # the method's own hyperparameters
     training: TrainingSettings
     threads: int = 1  # torch threads on a CPU
+
+
+@dataclass(frozen=True)
+class TestOutcome:
+    """The best checkpoint, judged once on the test split."""
+
+    loss: float  # mean cross-entropy in nats
+    accuracy: float  # 0 to 1
+    macro_f1: float  # 0 to 1
+    seconds: float
+    example_ids: NDArray[np.int64]  # [examples]; row of each example in its source
+    labels: NDArray[np.int64]  # [examples]; right label indices
+    logits: NDArray[np.float32]  # [examples, labels]
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,7 @@ class Evaluation:
     is_last: bool
     checkpoint: Checkpoint | None  # the checkpoint written at this evaluation, if it is the best so far
     device: str  # such as "cpu" or "cuda:NVIDIA H200"
+    test: TestOutcome | None = None  # with the last evaluation, where a test split was given
 
 
 @dataclass(frozen=True)
@@ -73,15 +88,20 @@ class ModelSummary:
 
 
 def run_trial(
-    spec: TrialSpec, data: TokenizedData, base: BaseModel, checkpoint_directory: Path | None
+    spec: TrialSpec,
+    data: TokenizedData,
+    base: BaseModel,
+    checkpoint_directory: Path | None,
+    test: TokenizedSplit | None = None,
 ) -> Iterator[Evaluation]:
     """Train one trial, yielding an evaluation ``evaluations_per_epoch`` times per epoch.
 
     Arguments:
         spec: what to train.
-        data: its train and validation splits are used; test is not touched.
+        data: its train and validation splits are used; its test split is not touched.
         base: the base model's shared weights.
         checkpoint_directory: keeps the best checkpoint so far; None keeps none.
+        test: judges the best checkpoint once, after the last step; it takes a ``checkpoint_directory``.
 
     Raises:
         DivergedError: if a loss is no longer finite.
@@ -154,7 +174,37 @@ def run_trial(
             is_last=step == total_steps,
             checkpoint=checkpoint,
             device=_device_name(device),
+            test=judge(model, checkpoint_directory, test, data.pad_token_id, settings, device, dtype)
+            if test is not None and step == total_steps
+            else None,
         )
+
+
+def judge(
+    model: nn.Module,
+    checkpoint_directory: Path | None,
+    test: TokenizedSplit,
+    pad_token_id: int,
+    settings: TrainingSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TestOutcome:
+    """Evaluate a trained model on the test split, with the weights of its checkpoint."""
+    assert checkpoint_directory is not None, "the best checkpoint is not in memory any more"
+    watch = Stopwatch(device)
+    with watch.running():
+        load_checkpoint(model, checkpoint_directory)
+        split = batches(test, settings.evaluation_batch_size, pad_token_id)
+        scores = evaluate(model, split, test.labels, device, dtype)
+    return TestOutcome(
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        macro_f1=scores.macro_f1,
+        seconds=watch.seconds,
+        example_ids=test.example_ids,
+        labels=test.labels,
+        logits=scores.logits,
+    )
 
 
 def wrap_base(base: BaseModel, kind: str, settings: MethodSettings, seed: int) -> nn.Module:

@@ -8,8 +8,8 @@ from typing import Any, cast
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from orchestrator.brackets import EVALUATION, MethodBrackets, make_bracket
-from orchestrator.studies import ASSIGNMENT, OBJECTIVE
+from orchestrator.brackets import MethodBrackets, make_bracket
+from orchestrator.reports import ASSIGNMENT, EVALUATION, OBJECTIVE
 
 CONTROLLER: Any = None
 GOOD = (0.5, 0.7, 0.8, 0.85, 0.9, 0.91)

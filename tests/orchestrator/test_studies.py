@@ -9,9 +9,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray.tune.search import Searcher
 
 from orchestrator.experiment import Assignment, derive_seed
+from orchestrator.reports import ASSIGNMENT, OBJECTIVE
 from orchestrator.studies import (
-    ASSIGNMENT,
-    OBJECTIVE,
     MethodStudies,
     SamplerName,
     make_sampler,

@@ -81,7 +81,7 @@ def test_a_build_that_was_cut_short_is_not_taken_for_a_model(
 
 def test_a_head_alone_is_clearly_worse_than_lora_and_nothing_is_perfect() -> None:
     raw = read_data(DataSettings(max_train_examples=1000), 0)
-    data = load_data(raw, load_tokenizer(ModelSettings()), 64)
+    data, _ = load_data(raw, load_tokenizer(ModelSettings()), 64)
     base = load_base(ModelSettings(), data.labels, data.pad_token_id)
     best = {}
     for kind, learning_rate in {"head": 3e-2, "lora": 4e-3, "full": 1e-3}.items():

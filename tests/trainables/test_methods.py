@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trainables.base_model import BaseModel, build_model, load_base, load_tokenizer
 from trainables.batches import Batch, batches
 from trainables.checkpoints import Checkpoint
-from trainables.data import TokenizedData, load_data, read_data
+from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
 from trainables.methods.qlora import quantize
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
@@ -41,7 +41,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
+def splits(
+    model_directories: dict[str, Path], data_files: dict[str, Path]
+) -> tuple[TokenizedData, TokenizedSplit]:
     settings = DataSettings(
         path=None,
         columns=["sentence", "label"],
@@ -50,6 +52,11 @@ def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Tok
     return load_data(
         read_data(settings, 0), load_tokenizer(ModelSettings(path=str(model_directories["gpt2"]))), 64
     )
+
+
+@pytest.fixture(scope="module")
+def data(splits: tuple[TokenizedData, TokenizedSplit]) -> TokenizedData:
+    return splits[0]
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_real_pretrained_models_learn_real_sentences(shared: Path, model: str, k
         max_train_examples=256,
         max_validation_examples=64,
     )
-    data = load_data(read_data(data_settings, 0), load_tokenizer(settings), 64)
+    data, _ = load_data(read_data(data_settings, 0), load_tokenizer(settings), 64)
     base = load_base(settings, data.labels, data.pad_token_id)
     training = TrainingSettings(epochs=2, learning_rate=3e-3 if kind != "full" else 3e-4, batch_size=16)
     spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)

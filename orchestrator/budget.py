@@ -1,0 +1,43 @@
+"""A purse per method: what its trials may spend in the search, in seconds of training or trained examples."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.experiment import BudgetSettings
+from orchestrator.reports import POINT
+from orchestrator.rows import TrialHistory
+from trainables.trial import Evaluation
+
+
+class Purse:
+    """Keeps account of every method's spending. One purse is as large as another.
+
+    Arguments:
+        budget: what is counted, and how much of it a method may spend.
+    """
+
+    def __init__(self, budget: BudgetSettings) -> None:
+        assert budget.unit is not None
+        self._unit: str = budget.unit
+        self._limit = budget.limit
+        self._spent: dict[str, dict[str, float]] = defaultdict(dict)
+
+    def note(self, method: str, trial: str, report: Mapping[str, Any]) -> None:
+        """Take in what a trial of a method has spent so far."""
+        if POINT in report:
+            self._note(method, trial, report[POINT])
+
+    def replay(self, trial: TrialHistory) -> None:
+        """Take in what a trial of an interrupted run had spent."""
+        if trial.curve:
+            self._note(trial.spec.method, trial.spec.trial_id, trial.curve[-1])
+
+    def is_empty(self, method: str) -> bool:
+        """Say whether a method has spent everything."""
+        return sum(self._spent[method].values()) >= self._limit
+
+    def _note(self, method: str, trial: str, point: Evaluation) -> None:
+        self._spent[method][trial] = getattr(point, self._unit)

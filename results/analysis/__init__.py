@@ -1,0 +1,25 @@
+"""What a result set shows: pandas in and pandas out.
+
+results.analysis.compare(results.load("runs/demo"))
+"""
+
+from results.analysis.claims import claims
+from results.analysis.compare import compare, verdict
+from results.analysis.ranks import ranks
+from results.analysis.summary import best_trials, summary
+from results.analysis.tradeoffs import hypervolume, pareto
+from results.analysis.tuning import budget_curve, importance, surface
+
+__all__ = [
+    "best_trials",
+    "budget_curve",
+    "claims",
+    "compare",
+    "hypervolume",
+    "importance",
+    "pareto",
+    "ranks",
+    "summary",
+    "surface",
+    "verdict",
+]

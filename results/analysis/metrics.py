@@ -1,0 +1,137 @@
+"""The metrics that methods are compared on: which way is better, how they read, how they are resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pandas as pd
+
+from results.analysis.bootstrap import Floats, Sample, Statistic, resample
+
+if TYPE_CHECKING:
+    from results.loading import ResultSet
+
+SHARES: Final = ("test_accuracy", "test_macro_f1", "validation_accuracy", "validation_macro_f1")
+"""Metrics from 0 to 1, which read as percent; higher is better."""
+
+HIGHER_IS_BETTER: Final = (*SHARES, "examples_per_second", "tokens_per_second")
+
+LOWER_IS_BETTER: Final = (
+    *("train_loss", "final_train_loss", "validation_loss", "test_loss"),
+    *("train_seconds", "evaluation_seconds", "setup_seconds", "test_seconds"),
+    *("peak_memory_bytes", "model_bytes", "checkpoint_bytes", "trainable_parameters", "total_parameters"),
+)
+
+METRICS: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
+
+
+def check_metric(metric: str) -> None:
+    """Refuse what is no metric.
+
+    Raises:
+        ValueError: naming those there are.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+
+
+def amount(value: float, metric: str) -> str:
+    """Write a difference of a metric, with its unit."""
+    if metric in SHARES:
+        return f"{100 * value:.1f} points"
+    if metric.endswith("_bytes"):
+        return f"{value / 1e6:,.1f} MB"
+    if metric.endswith("_seconds"):
+        return f"{value:,.1f} s"
+    if metric.endswith("_per_second"):
+        return f"{value:,.0f}/s"
+    return f"{value:,.0f}" if metric.endswith("_parameters") else f"{value:.3f}"
+
+
+def level(value: float, metric: str) -> str:
+    """Write a value of a metric, with its unit."""
+    return f"{100 * value:.1f}%" if metric in SHARES else amount(value, metric)
+
+
+def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
+    """Return an experiment's trials of the confirm phase that were judged on the test split."""
+    trials = results.trials
+    chosen = (trials.experiment == experiment) & (trials.phase == "confirm") & trials.test_accuracy.notna()
+    return trials[chosen]
+
+
+def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:
+    """Return each confirmed method's values of a metric on the seeds that all of them have.
+
+    A metric of the test split is computed from the predictions and resampled over examples; of any other
+    a trial has one number.
+
+    Raises:
+        ValueError: if there is no such metric.
+    """
+    check_metric(metric)
+    trials = confirmed(results, experiment)
+    by_method = {method: set(group.seed) for method, group in trials.groupby("method", sort=False)}
+    seeds = sorted(set.intersection(*by_method.values())) if by_method else []
+    if not seeds:
+        return {}
+    trials = trials[trials.seed.isin(seeds)].sort_values("seed")
+    methods = {str(method): group for method, group in trials.groupby("method", sort=False)}
+    if metric not in STATISTICS:
+        columns = {method: group[metric].to_numpy(float) for method, group in methods.items()}
+        return {method: Sample(values) for method, values in columns.items() if not np.isnan(values).any()}
+    predictions = results.predictions[results.predictions.trial_id.isin(trials.trial_id)]
+    predictions = predictions[predictions.experiment == experiment]
+    statistics = {
+        method: STATISTICS[metric](_by_seed(predictions, group.trial_id)) for method, group in methods.items()
+    }
+    examples = predictions.example_id.nunique()
+    return resample(statistics, examples, draws, seed)
+
+
+def _by_seed(predictions: pd.DataFrame, trial_ids: pd.Series) -> list[pd.DataFrame]:
+    """Return the predictions of each trial, in the same order of examples."""
+    groups = dict(iter(predictions.groupby("trial_id", sort=False)))
+    return [groups[trial_id].sort_values("example_id") for trial_id in trial_ids]
+
+
+def _weighted(values: Floats) -> Statistic:
+    """Return the statistic that averages ``values`` ``[seeds, examples]``."""
+    return lambda weights: weights @ values.T
+
+
+def _accuracy(trials: list[pd.DataFrame]) -> Statistic:
+    return _weighted(np.array([(frame.label == frame.prediction).to_numpy(float) for frame in trials]))
+
+
+def _loss(trials: list[pd.DataFrame]) -> Statistic:
+    return _weighted(np.array([frame.loss.to_numpy(float) for frame in trials]))
+
+
+def _macro_f1(trials: list[pd.DataFrame]) -> Statistic:
+    labels = sorted(set().union(*(set(frame.label) | set(frame.prediction) for frame in trials)))
+    pairs = [
+        np.array([[frame.label == name, frame.prediction == name] for name in labels], dtype=float)
+        for frame in trials
+    ]
+
+    def statistic(weights: Floats) -> Floats:
+        scores = []
+        for pair in pairs:  # [labels, 2, examples]
+            truth, guess = pair[:, 0], pair[:, 1]
+            hits = weights @ (truth * guess).T
+            either = weights @ (truth + guess).T
+            f1 = np.divide(2 * hits, either, out=np.full_like(hits, np.nan), where=either > 0)
+            scores.append(np.nanmean(f1, axis=1))
+        return np.stack(scores, axis=1)
+
+    return statistic
+
+
+STATISTICS: Final[Mapping[str, Callable[[list[pd.DataFrame]], Statistic]]] = {
+    "test_accuracy": _accuracy,
+    "test_macro_f1": _macro_f1,
+    "test_loss": _loss,
+}

@@ -1,0 +1,69 @@
+"""The same methods over several experiments: datasets, models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from results.analysis.bootstrap import LEVEL
+from results.analysis.metrics import LOWER_IS_BETTER, check_metric, confirmed
+
+if TYPE_CHECKING:
+    from results.loading import ResultSet
+
+COLUMNS = [
+    "method",
+    "average_rank",
+    "experiments",
+    "critical_difference",
+    "friedman_p",
+    "not_worse_than_best",
+]
+
+
+def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
+    """Rank methods in each experiment and average the ranks (Demšar 2006, section 3.2).
+
+    Arguments:
+        results: two experiments or more; methods that are not confirmed in all of them are left out.
+        metric: any of the confirm phase.
+
+    Returns:
+        Per method its ``average_rank`` (1 is best), Nemenyi's ``critical_difference`` of average ranks at the
+        5% level, the p-value of Friedman's test that all methods are alike, and ``not_worse_than_best``:
+        whether the best method's lead is smaller than the critical difference. Empty for fewer than
+        two experiments or methods in common.
+
+    Raises:
+        ValueError: if there is no such metric.
+    """
+    check_metric(metric)
+    experiments = results.trials.experiment.unique()
+    means = [confirmed(results, name).groupby("method")[metric].mean() for name in experiments]
+    table = pd.concat(means, axis=1, keys=experiments).dropna() if means else pd.DataFrame()
+    methods, count = table.shape if not table.empty else (0, 0)
+    if methods < 2 or count < 2:
+        return pd.DataFrame(columns=COLUMNS)
+    places = table.rank(ascending=metric in LOWER_IS_BETTER)
+    # Friedman's test needs three; of two, the sign test says the same.
+    p_value = (
+        stats.friedmanchisquare(*table.to_numpy()).pvalue
+        if methods > 2
+        else stats.binomtest(int((places.iloc[0] < places.iloc[1]).sum()), count).pvalue
+    )
+    quantile = stats.studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
+    critical = quantile * np.sqrt(methods * (methods + 1) / (6 * count))
+    average = places.mean(axis=1).sort_values()
+    return pd.DataFrame(
+        {
+            "method": average.index,
+            "average_rank": average.to_numpy(),
+            "experiments": count,
+            "critical_difference": critical,
+            "friedman_p": p_value,
+            "not_worse_than_best": (average - average.iloc[0] < critical).to_numpy(),
+        }
+    )

@@ -1,0 +1,78 @@
+"""Which methods or trials are worth their cost: Pareto fronts and their hypervolume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import moocore
+import numpy as np
+import pandas as pd
+
+from results.analysis.summary import summary
+
+if TYPE_CHECKING:
+    from results.loading import ResultSet
+
+Directions = Mapping[str, Literal["max", "min"]]
+
+ACCURACY_AGAINST_MEMORY: Directions = {"validation_accuracy": "max", "peak_memory_bytes": "min"}
+
+
+def pareto(
+    results: ResultSet,
+    metrics: Directions = ACCURACY_AGAINST_MEMORY,
+    of: Literal["methods", "trials"] = "methods",
+) -> pd.DataFrame:
+    """Return methods or trials with those marked that no other of their experiment dominates.
+
+    Arguments:
+        results: what was loaded.
+        metrics: columns of :func:`summary` or of trials, and which way is better.
+        of: what is compared. Of trials, those of the search phase are.
+
+    Returns:
+        The rows that have a value of every metric, with a column ``efficient``.
+
+    Raises:
+        ValueError: if a metric is no column of numbers, or a direction neither max nor min.
+    """
+    frame = summary(results) if of == "methods" else results.trials[results.trials.phase == "search"]
+    _check(frame, metrics)
+    frame = frame.dropna(subset=list(metrics)).copy()
+    frame["efficient"] = False
+    for _, group in frame.groupby("experiment"):
+        frame.loc[group.index, "efficient"] = moocore.is_nondominated(
+            group[list(metrics)].to_numpy(float),
+            maximise=[way == "max" for way in metrics.values()],
+            keep_weakly=True,
+        )
+    return frame
+
+
+def hypervolume(frame: pd.DataFrame, metrics: Directions, reference: Mapping[str, float]) -> float:
+    """Return the volume between a set of points and a reference point that is worse in every metric.
+
+    Arguments:
+        frame: one row per point.
+        metrics: columns, and which way is better.
+        reference: a value of each metric.
+
+    Raises:
+        ValueError: as :func:`pareto`.
+    """
+    _check(frame, metrics)
+    points = frame[list(metrics)].dropna().to_numpy(float)
+    if not len(points):
+        return 0.0
+    worst = np.array([reference[name] for name in metrics], dtype=float)
+    return float(moocore.hypervolume(points, ref=worst, maximise=[way == "max" for way in metrics.values()]))
+
+
+def _check(frame: pd.DataFrame, metrics: Directions) -> None:
+    for name, way in metrics.items():
+        if name not in frame or not pd.api.types.is_numeric_dtype(frame[name]):
+            known = ", ".join(frame.select_dtypes("number").columns)
+            raise ValueError(f"metrics: {name!r} is no column of numbers; expected some of {known}")
+        if way not in ("max", "min"):
+            raise ValueError(f"metrics: {name}: expected max or min, got {way!r}")

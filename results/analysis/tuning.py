@@ -1,0 +1,195 @@
+"""How much tuning a method needs, and which of its hyperparameters matter."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import gammaln
+
+from results.analysis.bootstrap import LEVEL, Floats
+from results.analysis.summary import FAILURES
+from results.schema import HYPERPARAMETER_PREFIX
+
+if TYPE_CHECKING:
+    from results.loading import ResultSet
+
+FEWEST_TRIALS = 4
+"""fANOVA fits a forest of trees; with fewer trials it has nothing to split."""
+
+WIDE = 10.0
+"""A positive hyperparameter whose values span this factor is taken to have been searched on a log scale."""
+
+
+def budget_curve(
+    results: ResultSet, metric: str = "validation_accuracy", draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Return the expected best validation score of n trials, for every n up to those there are.
+
+    Dodge et al. 2019 ("Show Your Work", https://arxiv.org/abs/1909.03004) ask for this curve; it is computed
+    by the unbiased estimator, the mean over all subsets of n trials (Tang et al. 2020,
+    https://arxiv.org/abs/2004.13705, equation 3). A trial that failed counts, with a score of 0: it cost a
+    trial and gave nothing. The trials of a sampler that learns are not independent draws, so for those
+    the curve is an approximation; with ``sampler: random`` it is exact.
+
+    Arguments:
+        results: what was loaded.
+        metric: a column of trials in which higher is better.
+        draws: bootstrap draws over trials, for the interval.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns experiment, method, trials, expected_best, low, high (95% interval).
+    """
+    generator = np.random.default_rng(seed)
+    search = results.trials[results.trials.phase == "search"]
+    ended = search[~search.status.isin(("running", "interrupted"))]
+    parts = []
+    for (experiment, method), group in ended.groupby(["experiment", "method"], sort=False):
+        scores = group[metric].where(~group.status.isin(FAILURES)).fillna(0.0).to_numpy(float)
+        again = generator.choice(scores, (draws, len(scores)))
+        low, high = np.quantile(expected_best(again), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "experiment": experiment,
+                    "method": method,
+                    "trials": np.arange(1, len(scores) + 1),
+                    "expected_best": expected_best(scores[None])[0],
+                    "low": low,
+                    "high": high,
+                }
+            )
+        )
+    columns = ["experiment", "method", "trials", "expected_best", "low", "high"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def expected_best(scores: Floats) -> Floats:
+    """Return the mean, over all subsets of n scores, of their maximum, for n = 1, 2, ...
+
+    Arguments:
+        scores: [sets, trials].
+
+    Returns:
+        [sets, trials]; column n - 1 is that of n trials. The i-th smallest of m scores is the largest in
+        C(i - 1, n - 1) of C(m, n) subsets.
+    """
+    count = scores.shape[1]
+    rank, size = np.arange(1, count + 1)[:, None], np.arange(1, count + 1)[None]
+    with np.errstate(invalid="ignore"):
+        log_share = _log_choose(rank - 1, size - 1) - _log_choose(count, size)
+    share = np.where(rank >= size, np.exp(log_share), 0.0)
+    return np.sort(scores, axis=1) @ share
+
+
+def _log_choose(n: Any, k: Any) -> Floats:
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(np.maximum(n - k, 0) + 1)
+
+
+def importance(results: ResultSet, metric: str = "validation_accuracy", seed: int = 0) -> pd.DataFrame:
+    """Return how much of the variance in a method's score each hyperparameter explains.
+
+    By functional ANOVA over a forest of trees (Hutter et al. 2014), as Optuna computes it.
+
+    Arguments:
+        results: what was loaded.
+        metric: a column of trials.
+        seed: of the forest.
+
+    Returns:
+        Columns experiment, method, hyperparameter, importance (0 to 1, sum 1 per method), trials. Methods
+        with fewer than four scored trials, or one hyperparameter that never varied, have no rows.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rows = []
+    for experiment, method, group in _scored(results, metric):
+        varied = _varied(group)
+        if len(group) < FEWEST_TRIALS or not varied or group[metric].nunique() < 2:
+            continue
+        study = optuna.create_study(direction="maximize")
+        for _, trial in group.iterrows():
+            params = {name: _plain(trial[column]) for name, column in varied.items()}
+            distributions = {name: _distribution(group[column]) for name, column in varied.items()}
+            study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=distributions, value=trial[metric])
+            )
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        rows += [
+            {
+                "experiment": experiment,
+                "method": method,
+                "hyperparameter": name,
+                "importance": value,
+                "trials": len(group),
+            }
+            for name, value in found.items()
+        ]
+    return pd.DataFrame(rows, columns=["experiment", "method", "hyperparameter", "importance", "trials"])
+
+
+def surface(results: ResultSet, metric: str = "validation_accuracy", bins: int = 6) -> pd.DataFrame:
+    """Return the best score by rank and learning rate, of methods that have both.
+
+    Arguments:
+        results: what was loaded.
+        metric: a column of trials in which higher is better.
+        bins: equal steps of the learning rate's logarithm, over the experiment's range.
+
+    Returns:
+        Columns experiment, method, rank, learning_rate_low, learning_rate_high, best, trials.
+    """
+    parts = []
+    for experiment, method, group in _scored(results, metric):
+        if "hp_rank" not in group or group.hp_rank.isna().all() or "hp_learning_rate" not in group:
+            continue
+        rates = group.hp_learning_rate.to_numpy(float)
+        edges = np.geomspace(rates.min(), rates.max(), bins + 1)
+        index = np.clip(np.searchsorted(edges, rates, side="right") - 1, 0, bins - 1)
+        table = group.assign(low=edges[index], high=edges[index + 1]).groupby(["hp_rank", "low", "high"])
+        best = table[metric].agg(["max", "size"]).reset_index()
+        best.columns = pd.Index(["rank", "learning_rate_low", "learning_rate_high", "best", "trials"])
+        parts.append(best.assign(experiment=experiment, method=method))
+    columns = ["experiment", "method", "rank", "learning_rate_low", "learning_rate_high", "best", "trials"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _scored(results: ResultSet, metric: str) -> list[tuple[str, str, pd.DataFrame]]:
+    trials = results.trials
+    good = trials[(trials.phase == "search") & ~trials.status.isin(FAILURES) & trials[metric].notna()]
+    return [
+        (str(experiment), str(method), group)
+        for (experiment, method), group in good.groupby(["experiment", "method"], sort=False)
+    ]
+
+
+def _varied(group: pd.DataFrame) -> dict[str, str]:
+    """Return a method's hyperparameters that took several values: name to column."""
+    columns = [name for name in group if name.startswith(HYPERPARAMETER_PREFIX)]
+    return {
+        name.removeprefix(HYPERPARAMETER_PREFIX): name
+        for name in columns
+        if group[name].notna().all() and group[name].nunique() > 1
+    }
+
+
+def _distribution(values: pd.Series) -> Any:
+    """Return the distribution that values were drawn from, as far as they show it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    few = values.nunique() < max(3, len(values) / 2)
+    if few or not pd.api.types.is_numeric_dtype(values):
+        return CategoricalDistribution([_plain(value) for value in sorted(values.unique())])
+    low, high = float(values.min()), float(values.max())
+    return FloatDistribution(low, high, log=low > 0 and high / low >= WIDE)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,153 @@
+"""``python -m results.show runs/NAME``: the verdict and the table across methods, in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from results.analysis import summary, verdict
+from results.analysis.metrics import HIGHER_IS_BETTER, METRICS, check_metric
+from results.loading import load
+from results.schema import HYPERPARAMETER_PREFIX, ResultSetError
+
+if TYPE_CHECKING:
+    from results.loading import ResultSet
+
+PLAIN_WIDTH = 120
+"""Columns of output that goes to no terminal."""
+
+SHORT_NAMES = {"learning_rate": "lr"}
+
+
+def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None = None) -> Group:
+    """Build what the terminal shows of every experiment: the table across methods, and the verdict."""
+    table = summary(results)
+    parts: list[Any] = []
+    for experiment in results.trials.experiment.unique():
+        rows = _sorted(table[table.experiment == experiment], sort)
+        parts.append(_table(experiment, rows))
+        parts.append(Text(verdict(results, experiment, metric)))
+    return Group(*parts)
+
+
+def describe_hyperparameters(values: Mapping[str, Any]) -> str:
+    """Write ``rank 8, alpha 16, lr 0.0003``."""
+    return ", ".join(f"{SHORT_NAMES.get(name, name)} {_short(value)}" for name, value in values.items())
+
+
+def hyperparameters_of(row: pd.Series) -> dict[str, Any]:
+    """Return the hyperparameters a row has, by name."""
+    return {
+        name.removeprefix(HYPERPARAMETER_PREFIX): row[name]
+        for name in row.index
+        if name.startswith(HYPERPARAMETER_PREFIX) and not pd.isna(row[name])
+    }
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:g}" if value.is_integer() else f"{value:.2g}"
+
+
+def _sorted(rows: pd.DataFrame, sort: str | None) -> pd.DataFrame:
+    """Sort by a column, better or lower first; without one, as the experiment lists its methods."""
+    if sort is None:
+        return rows
+    if sort not in rows:
+        raise ValueError(f"--sort: expected one of {', '.join(rows.columns)}, got {sort!r}")
+    return rows.sort_values(sort, ascending=sort not in HIGHER_IS_BETTER)
+
+
+def _table(experiment: str, rows: pd.DataFrame) -> Table:
+    confirmed = rows.test_accuracy.notna().any()
+    table = Table(title=Text(experiment), title_justify="left", box=None, pad_edge=False)
+    table.add_column("method")
+    table.add_column("trials", justify="right")
+    table.add_column("validation", justify="right")
+    if confirmed:
+        table.add_column("test [95%]", justify="right", no_wrap=True)
+    table.add_column("best configuration", overflow="fold", ratio=1)
+    for heading in ("trainable", "model MB", "peak MB", "train s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _, row in rows.iterrows():
+        count = f"{row.trials}" + (f" ({row.failed} failed)" if row.failed else "")
+        if pd.isna(row.validation_accuracy):
+            table.add_row(row.method, count, "-", *(["-"] if confirmed else []), "no trial finished")
+            continue
+        table.add_row(
+            row.method,
+            count,
+            f"{row.validation_accuracy:.1%}",
+            *([_interval(row)] if confirmed else []),
+            describe_hyperparameters(hyperparameters_of(row)),
+            _number(row.trainable_parameters),
+            _number(row.model_bytes, 1e6, 1),
+            _number(row.peak_memory_bytes, 1e6),
+            _number(row.train_seconds, 1, 1),
+        )
+    return table
+
+
+def _interval(row: pd.Series) -> str:
+    if pd.isna(row.test_accuracy):
+        return "-"
+    low, high = 100 * row.test_accuracy_low, 100 * row.test_accuracy_high
+    return f"{row.test_accuracy:.1%} [{low:.1f}, {high:.1f}]"
+
+
+def _number(value: Any, unit: float = 1, digits: int = 0) -> str:
+    return "-" if pd.isna(value) else f"{value / unit:,.{digits}f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m results.show", description="Show the verdict and the table across methods."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob")
+    parser.add_argument(
+        "--metric",
+        default="test_accuracy",
+        metavar="NAME",
+        help=f"what the verdict is about (default test_accuracy): {', '.join(METRICS)}",
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="order of methods; a column of --format csv")
+    parser.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
+    options = parser.parse_args(arguments)
+    try:
+        check_metric(options.metric)
+        results = load(options.runs)
+        if options.format == "table":
+            console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+            console.print(render(results, options.metric, options.sort))
+            return 0
+        table = _sorted(summary(results), options.sort)
+    except (FileNotFoundError, ResultSetError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.format == "json":
+        print(table.to_json(orient="records", indent=2))
+    elif options.format == "csv":
+        print(table.to_csv(index=False), end="")
+    else:
+        print(_markdown(table))
+    return 0
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """Write a Markdown table; a null is an empty cell."""
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += [["" if pd.isna(cell) else str(cell) for cell in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
