@@ -1,0 +1,93 @@
+"""The intervals and verdicts are honest, on simulated experiments whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from benchmarks.honesty import World, as_samples
+from results.analysis.bootstrap import Sample, estimate, power, standard_error
+
+WORLD = World(seeds=5, examples=400, seed_spread=0.1)
+DRAWS = 400
+
+
+def test_three_copies_of_a_method_are_told_apart_in_at_most_one_experiment_of_twenty() -> None:
+    simulations = 400
+    generator = np.random.default_rng(2)
+    thresholds = [WORLD.threshold(0.8)] * 3
+    told_apart = 0
+    for number in range(simulations):
+        a, b, c = as_samples(WORLD.draw(generator, thresholds), DRAWS, number)
+        found = [estimate(pair, number) for pair in (a - b, a - c, b - c)]
+        told_apart += multipletests([one.p_value for one in found], method="holm")[0].any()
+    assert told_apart <= stats.binom.ppf(0.99, simulations, 0.05)
+
+
+@pytest.mark.parametrize("seed_spread", [0.0, 0.1, 0.3])
+def test_intervals_cover_the_truth_at_the_rate_they_state(seed_spread: float) -> None:
+    simulations = 1000
+    world = World(seeds=5, examples=400, seed_spread=seed_spread)
+    truth = 0.03
+    thresholds = [world.threshold(0.8), world.threshold(0.8 - truth)]
+    generator = np.random.default_rng(3)
+    covered = 0
+    for number in range(simulations):
+        a, b = as_samples(world.draw(generator, thresholds), DRAWS, number)
+        found = estimate(a - b, number)
+        covered += found.low <= truth <= found.high
+    assert 0.93 <= covered / simulations <= 0.97
+
+
+def test_a_planted_difference_is_found_at_the_rate_that_is_predicted() -> None:
+    simulations, truth = 400, 0.03
+    world = World(seeds=5, examples=1500, seed_spread=0.05)
+    thresholds = [world.threshold(0.8), world.threshold(0.8 - truth)]
+    generator = np.random.default_rng(4)
+    # The standard error, from how estimates vary; its degrees of freedom, from what each experiment tells.
+    means, freedoms, found = [], [], 0
+    for number in range(simulations):
+        a, b = as_samples(world.draw(generator, thresholds), 200, number)
+        means.append(float((a - b).values.mean()))
+        freedoms.append(standard_error(a - b)[1])
+        found += estimate(a - b, number).p_value < 0.05
+    predicted = power(truth, float(np.std(means, ddof=1)), float(np.median(freedoms)))
+    assert 0.3 < predicted < 0.99, "a test of power needs one that is neither nothing nor all"
+    error = (predicted * (1 - predicted) / simulations) ** 0.5
+    assert abs(found / simulations - predicted) < 3 * error + 0.02
+
+
+def test_power_is_that_of_a_t_test() -> None:
+    # Cohen 1988, table 2.4: one-sample, n = 20, effect 0.5 of a standard deviation, alpha 0.05: 0.56.
+    assert power(0.5, 1 / 20**0.5, 19) == pytest.approx(0.565, abs=0.002)
+    assert power(0.0, 1.0, 10) == pytest.approx(0.05)
+
+
+def test_the_standard_error_is_that_of_the_analysis_of_variance() -> None:
+    generator = np.random.default_rng(5)
+    table = generator.normal(0, 1, (6, 200)) + generator.normal(0, 0.3, (6, 1)) + generator.normal(0, 1, 200)
+    seeds, examples = table.shape
+    (sample,) = as_samples([table], 20_000, 0)
+    # Mean squares of the two-way layout, computed directly.
+    grand, rows, columns = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    by_seeds = examples * ((rows - grand) ** 2).sum() / (seeds - 1)
+    by_examples = seeds * ((columns - grand) ** 2).sum() / (examples - 1)
+    rest = table - rows[:, None] - columns[None] + grand
+    residual = (rest**2).sum() / ((seeds - 1) * (examples - 1))
+    expected = ((by_seeds + by_examples - residual) / (seeds * examples)) ** 0.5
+    assert standard_error(sample)[0] == pytest.approx(expected, rel=0.03)
+
+
+def test_without_examples_it_is_the_t_test() -> None:
+    values = np.array([0.1, 0.4, 0.2, 0.35])
+    found = estimate(Sample(values))
+    expected = stats.ttest_1samp(values, 0)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_no_difference_at_all_is_no_difference() -> None:
+    found = estimate(Sample(np.zeros(3), np.zeros((100, 3)), 50))
+    assert (found.mean, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
