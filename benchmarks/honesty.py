@@ -73,7 +73,9 @@ def plain_interval(sample: Sample, seed: int) -> tuple[float, float]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1000)
     options = parser.parse_args()

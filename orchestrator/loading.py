@@ -17,7 +17,7 @@ from trainables.methods import METHODS
 
 DEMO: Mapping[str, Any] = {
     "name": "demo",
-    "data": {"max_train_examples": 1000, "test": "test"},
+    "data": {"test": "test", "max_train_examples": 800, "max_validation_examples": 400},
     "training": {"epochs": 3},
     "search": {"trials": 4},
     "confirm": {"seeds": 3},

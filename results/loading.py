@@ -24,6 +24,19 @@ class ResultSet:
     checkpoints: pd.DataFrame
     predictions: pd.DataFrame
 
+    def of(self, experiment: str) -> ResultSet:
+        """Return one experiment's part."""
+        tables = {name: frame[frame.experiment == experiment] for name, frame in vars(self).items()}
+        return ResultSet(**tables)
+
+    @classmethod
+    def of_trials(cls, trials: pd.DataFrame) -> ResultSet:
+        """Wrap a table of trials on its own."""
+        from results.schema import TABLES
+
+        others = {name: schema.empty_table().to_pandas() for name, schema in TABLES.items()}
+        return cls(**{**others, "trials": trials})
+
 
 def load(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], skip_damaged: bool = False

@@ -43,12 +43,13 @@ def describe_hyperparameters(values: Mapping[str, Any]) -> str:
 
 
 def hyperparameters_of(row: pd.Series) -> dict[str, Any]:
-    """Return the hyperparameters a row has, by name."""
-    return {
+    """Return the hyperparameters a row has, by name: the learning rate, which all methods have, is last."""
+    found = {
         name.removeprefix(HYPERPARAMETER_PREFIX): row[name]
         for name in row.index
         if name.startswith(HYPERPARAMETER_PREFIX) and not pd.isna(row[name])
     }
+    return dict(sorted(found.items(), key=lambda pair: pair[0] == "learning_rate"))
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,356 @@
+"""Every chart of the report, declared once: drawn by the page's script and written as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any, Final
+
+import altair as alt
+import pandas as pd
+
+from results.analysis.metrics import amount
+from results.analysis.tradeoffs import Directions, pareto
+from results.loading import ResultSet
+from results.show import describe_hyperparameters, hyperparameters_of
+
+Chart = alt.Chart | alt.LayerChart | alt.HConcatChart
+
+# Okabe and Ito's colours, which all common kinds of colour blindness tell apart (Wong 2011).
+COLORS: Final[Mapping[str, str]] = {
+    "full": "#0072B2",
+    "lora": "#E69F00",
+    "dora": "#009E73",
+    "qlora": "#CC79A7",
+    "head": "#8C8C8C",
+}
+MORE_COLORS: Final = ("#56B4E9", "#D55E00", "#B8AD00", "#7A5195", "#5C8A00", "#A05A2C")
+SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+
+FAINT_TRIALS: Final = 60
+"""Curves drawn beside the best one; of more, this many are taken at even steps."""
+
+POINTS: Final = 600
+"""Trials of one method in a scatter plot; of more, the efficient, the best, and this many at even steps."""
+
+
+def palette(methods: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each method, the same in every chart and table."""
+    others = cycle(MORE_COLORS)
+    return {method: COLORS.get(method) or next(others) for method in methods}
+
+
+def method_colors(methods: Sequence[str]) -> alt.Color:
+    """Return the encoding of methods by colour."""
+    colors = palette(methods)
+    return alt.Color(
+        "method:N", scale=alt.Scale(domain=list(colors), range=list(colors.values())), title=None
+    )
+
+
+def method_shapes(methods: Sequence[str]) -> alt.Shape:
+    """Return the shape of each method, so that colour is never alone."""
+    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(methods))]
+    return alt.Shape("method:N", scale=alt.Scale(domain=list(methods), range=shapes), title=None)
+
+
+def cost_chart(
+    trials: pd.DataFrame, best: Sequence[str], cost: str, title: str, unit: float, methods: Sequence[str]
+) -> Chart | None:
+    """Draw validation accuracy against a cost: every trial, the best large, and the Pareto front.
+
+    Arguments:
+        trials: the search's, of one experiment.
+        best: ids of each method's best trial.
+        cost: column of trials.
+        title: of its axis.
+        unit: what it is divided by.
+        methods: in the order of colours.
+    """
+    directions: Directions = {"validation_accuracy": "max", cost: "min"}
+    marked = pareto(ResultSet.of_trials(trials), directions, of="trials")
+    if marked.empty:
+        return None
+    marked["best"] = marked.trial_id.isin(best)
+    rows = _thinned(marked, marked.best | marked.efficient, POINTS)
+    data = pd.DataFrame(
+        {
+            "method": rows.method,
+            "trial": rows.trial_id,
+            "accuracy": rows.validation_accuracy.round(4),
+            "cost": (rows[cost] / unit).round(4),
+            "configuration": [
+                describe_hyperparameters(hyperparameters_of(row)) for _, row in rows.iterrows()
+            ],
+            "best": rows.best,
+            "efficient": rows.efficient,
+        }
+    )
+    x = alt.X("cost:Q", title=title, scale=alt.Scale(zero=False, nice=True))
+    y = alt.Y(
+        "accuracy:Q", title="validation accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")
+    )
+    front = (
+        alt.Chart(data[data.efficient].sort_values("cost"))
+        .mark_line(interpolate="step-after", strokeDash=[4, 3], color="#808080")
+        .encode(x=x, y=y, order="cost:Q")
+    )
+    points = (
+        alt.Chart(data)
+        .mark_point(filled=True)
+        .encode(
+            x=x,
+            y=y,
+            color=method_colors(methods),
+            shape=method_shapes(methods),
+            size=alt.condition(alt.datum.best, alt.value(170), alt.value(45)),
+            opacity=alt.condition(alt.datum.best, alt.value(1), alt.value(0.45)),
+            tooltip=[
+                alt.Tooltip("trial:N"),
+                alt.Tooltip("configuration:N"),
+                alt.Tooltip("accuracy:Q", format=".1%", title="validation accuracy"),
+                alt.Tooltip("cost:Q", format=",.4~g", title=title),
+            ],
+        )
+    )
+    return front + points
+
+
+def curve_chart(curves: pd.DataFrame, best: str | None, metric: str, color: str) -> Chart:
+    """Draw one method's learning curves: the best trial bold and the others faint.
+
+    Arguments:
+        curves: rows of metrics of one method's search trials.
+        best: id of its best trial.
+        metric: ``train_loss`` or ``validation_accuracy``.
+        color: the method's.
+    """
+    ids = [trial for trial in curves.trial_id.unique() if trial != best]
+    step = -(-len(ids) // FAINT_TRIALS) if ids else 1
+    shown = curves[curves.trial_id.isin([*ids[::step], best])]
+    data = pd.DataFrame(
+        {
+            "trial": shown.trial_id,
+            "epoch": shown.epoch.round(3),
+            "value": shown[metric].round(4),
+            "best": shown.trial_id == best,
+        }
+    )
+    is_share = metric == "validation_accuracy"
+    base = alt.Chart(data).encode(
+        x=alt.X("epoch:Q", title="epoch"),
+        y=alt.Y(
+            "value:Q",
+            title=metric.replace("_", " "),
+            scale=alt.Scale(zero=False),
+            axis=alt.Axis(format=".0%" if is_share else ".2~f"),
+        ),
+        detail="trial:N",
+        tooltip=[
+            alt.Tooltip("trial:N"),
+            alt.Tooltip("epoch:Q", format=".2~f"),
+            alt.Tooltip("value:Q", format=".1%" if is_share else ".3~f", title=metric.replace("_", " ")),
+        ],
+    )
+    faint = base.transform_filter("!datum.best").mark_line(opacity=0.3, strokeWidth=1, color=color)
+    # Points, so that a trial stopped at its first evaluation can be seen.
+    dots = base.transform_filter("!datum.best").mark_point(opacity=0.3, size=8, filled=True, color=color)
+    bold = base.transform_filter("datum.best").mark_line(
+        strokeWidth=3, color=color, point=alt.OverlayMarkDef(color=color, size=45)
+    )
+    return faint + dots + bold
+
+
+def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
+    """Draw the expected best validation accuracy by number of trials, with 95% bands."""
+    data = curve.assign(**{name: curve[name].round(4) for name in ("expected_best", "low", "high")})
+    base = alt.Chart(data).encode(
+        x=alt.X("trials:Q", title="trials", axis=alt.Axis(tickMinStep=1, format="d")),
+        color=method_colors(methods),
+    )
+    y = alt.Y(
+        "expected_best:Q",
+        title="expected best accuracy",
+        scale=alt.Scale(zero=False),
+        axis=alt.Axis(format=".0%"),
+    )
+    band = base.mark_area(opacity=0.12).encode(
+        y=alt.Y("low:Q", title="expected best accuracy", scale=alt.Scale(zero=False)), y2="high:Q"
+    )
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=35)).encode(
+        y=y,
+        shape=method_shapes(methods),
+        tooltip=[
+            alt.Tooltip("method:N"),
+            alt.Tooltip("trials:Q"),
+            alt.Tooltip("expected_best:Q", format=".1%", title="expected best"),
+            alt.Tooltip("low:Q", format=".1%"),
+            alt.Tooltip("high:Q", format=".1%"),
+        ],
+    )
+    return band + line
+
+
+def surface_chart(cells: pd.DataFrame) -> Chart:
+    """Draw one method's best accuracy by rank and learning rate, with the number in each cell."""
+    data = pd.DataFrame(
+        {
+            "rank": [f"{rank:g}" for rank in cells["rank"]],
+            "order": cells["rank"],
+            "low": cells.learning_rate_low,
+            "high": cells.learning_rate_high,
+            "rate": [
+                f"{low:.1e} to {high:.1e}"
+                for low, high in zip(cells.learning_rate_low, cells.learning_rate_high, strict=True)
+            ],
+            "accuracy": cells.best.round(4),
+            "trials": cells.trials,
+        }
+    ).sort_values(["order", "low"])
+    span = data.accuracy.max() - data.accuracy.min()
+    middle = data.accuracy.min() + 0.6 * span
+    base = alt.Chart(data).encode(
+        x=alt.X(
+            "rate:N", title="learning rate", sort=alt.EncodingSortField("low"), axis=alt.Axis(labelAngle=-35)
+        ),
+        y=alt.Y("rank:N", title="rank", sort=alt.EncodingSortField("order", order="descending")),
+        tooltip=[
+            alt.Tooltip("rank:N"),
+            alt.Tooltip("rate:N", title="learning rate"),
+            alt.Tooltip("accuracy:Q", format=".1%", title="best validation accuracy"),
+            alt.Tooltip("trials:Q"),
+        ],
+    )
+    cell = base.mark_rect().encode(
+        color=alt.Color("accuracy:Q", scale=alt.Scale(scheme="cividis"), legend=None)
+    )
+    number = base.mark_text(fontSize=11).encode(
+        text=alt.Text("accuracy:Q", format=".0%"),
+        color=alt.condition(alt.datum.accuracy > float(middle), alt.value("#000"), alt.value("#fff")),
+    )
+    return cell + number
+
+
+def rate_chart(trials: pd.DataFrame, color: str) -> Chart:
+    """Draw one method's accuracy by learning rate, for methods without a rank."""
+    data = pd.DataFrame(
+        {
+            "trial": trials.trial_id,
+            "learning_rate": trials.hp_learning_rate.astype(float),
+            "accuracy": trials.validation_accuracy.round(4),
+        }
+    )
+    return (
+        alt.Chart(data)
+        .mark_point(filled=True, size=60, color=color)
+        .encode(
+            x=alt.X(
+                "learning_rate:Q",
+                title="learning rate",
+                scale=alt.Scale(type="log"),
+                axis=alt.Axis(format=".0e", tickCount=4),
+            ),
+            y=alt.Y(
+                "accuracy:Q",
+                title="validation accuracy",
+                scale=alt.Scale(zero=False),
+                axis=alt.Axis(format=".0%"),
+            ),
+            tooltip=[
+                alt.Tooltip("trial:N"),
+                alt.Tooltip("learning_rate:Q", format=".2~e"),
+                alt.Tooltip("accuracy:Q", format=".1%"),
+            ],
+        )
+    )
+
+
+def difference_chart(differences: pd.DataFrame) -> Chart:
+    """Draw every pair's difference in test accuracy with its interval, in points."""
+    data = pd.DataFrame(
+        {
+            "pair": differences.method_a + " − " + differences.method_b,
+            "difference": (100 * differences.difference).round(2),
+            "low": (100 * differences.low).round(2),
+            "high": (100 * differences.high).round(2),
+            "shown": differences.different.map({True: "difference shown", False: "no difference shown"}),
+            "verdict": differences.verdict,
+        }
+    )
+    base = alt.Chart(data).encode(
+        y=alt.Y("pair:N", title=None, sort=list(data.pair), axis=alt.Axis(labelLimit=220)),
+        color=alt.Color(
+            "shown:N",
+            title=None,
+            scale=alt.Scale(domain=["difference shown", "no difference shown"], range=["#D55E00", "#8C8C8C"]),
+        ),
+        tooltip=["verdict:N"],
+    )
+    zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[3, 3], color="#808080").encode(x="x:Q")
+    rule = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title="difference in test accuracy, points, with 95% interval"), x2="high:Q"
+    )
+    point = base.mark_point(filled=True, size=80, opacity=1).encode(
+        x="difference:Q",
+        shape=alt.Shape(
+            "shown:N",
+            title=None,
+            scale=alt.Scale(domain=["difference shown", "no difference shown"], range=["diamond", "circle"]),
+        ),
+    )
+    return zero + rule + point
+
+
+def bar_chart(table: pd.DataFrame, column: str, title: str, unit: float, methods: Sequence[str]) -> Chart:
+    """Draw one bar per method, with its number."""
+    data = pd.DataFrame(
+        {
+            "method": table.method,
+            "value": (table[column].astype(float) / unit),
+            "text": [amount(value, column) for value in table[column].astype(float)],
+        }
+    ).dropna()
+    base = alt.Chart(data).encode(
+        x=alt.X("value:Q", title=title), y=alt.Y("method:N", title=None, sort=list(methods))
+    )
+    bars = base.mark_bar().encode(color=method_colors(methods).legend(None))
+    return bars + base.mark_text(align="left", dx=4).encode(text="text:N")
+
+
+def study_chart(curves: pd.DataFrame, methods: Sequence[str]) -> Chart:
+    """Draw the best trial of every method: training loss and validation accuracy by epoch."""
+    base = alt.Chart(curves).encode(
+        x=alt.X("epoch:Q", title="epoch"), color=method_colors(methods), shape=method_shapes(methods)
+    )
+    parts = [
+        base.mark_line(point=alt.OverlayMarkDef(size=40))
+        .encode(y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=form)))
+        .properties(width=330, height=260)
+        for column, title, form in (
+            ("train_loss", "training loss", ".2~f"),
+            ("validation_accuracy", "validation accuracy", ".0%"),
+        )
+    ]
+    return alt.hconcat(*parts)
+
+
+def _thinned(frame: pd.DataFrame, keep: pd.Series, most: int) -> pd.DataFrame:
+    """Return the rows to keep, and of each method's others at most so many, at even steps."""
+    others = frame[~keep]
+    taken = [
+        group.iloc[:: -(-len(group) // most)] if len(group) else group
+        for _, group in others.groupby("method", sort=False)
+    ]
+    return pd.concat([*taken, frame[keep]])
+
+
+def to_spec(chart: Chart) -> dict[str, Any]:
+    """Return a chart's Vega-Lite specification, with all of its data."""
+    with alt.data_transformers.enable(max_rows=None):
+        return dict(chart.to_dict())
+
+
+def page_spec(chart: Chart, description: str) -> dict[str, Any]:
+    """Return the specification of a chart that fills the width of its place in the page."""
+    sized = chart.properties(width="container", height=260, description=description)
+    return {**to_spec(sized), "autosize": {"type": "fit-x", "contains": "padding"}}
