@@ -1,4 +1,4 @@
-"""``python -m orchestrator.run``: parse, validate, run the search, print the table."""
+"""``python -m orchestrator.run``: parse, validate, run the phases, print the verdict, write the report."""
 
 from __future__ import annotations
 
@@ -117,7 +117,13 @@ def _run(options: argparse.Namespace) -> int:
             shutil.copyfileobj(chatter, log)
             log.flush()
             with quiet(log) as console:
-                return _run_phases(experiment, prepared, finished, console)
+                try:
+                    return _run_phases(experiment, prepared, finished, console)
+                except KeyboardInterrupt:
+                    command = f"python -m orchestrator.run --resume {shlex.quote(str(directory))}"
+                    said = f"interrupted; what finished is kept. Continue with: {command}"
+                    console.print(said, highlight=False, soft_wrap=True)
+                    return 130
 
 
 def _prepare(
@@ -161,6 +167,11 @@ def _prepare_again(
 def _run_phases(
     experiment: Experiment, prepared: Prepared, finished: Sequence[TrialHistory], console: Console
 ) -> int:
+    """Search, confirm, show what came out, and return the exit status.
+
+    Raises:
+        KeyboardInterrupt: if the run did not come to its end.
+    """
     import ray
 
     from orchestrator.cluster import connect, slots
@@ -171,6 +182,7 @@ def _run_phases(
     from orchestrator.search import search
     from orchestrator.worker import share
     from results import load
+    from results.report import write_report
     from results.show import render
 
     directory = experiment.run_directory
@@ -191,18 +203,17 @@ def _run_phases(
                 recorder.close()
     finally:
         ray.shutdown()
-    console.print(render(load(directory)))
+    results = load(directory)
+    console.print(render(results))
     here = [trial for trial in recorder.trials.values() if trial.starts_after(started)]
     if here:
         console.print(time_spent(here, concurrent, started, time.time() - started), highlight=False)
     console.print(f'pandas.read_parquet("{directory}/trials.parquet")', highlight=False, soft_wrap=True)
     if not is_whole:
-        command = f"python -m orchestrator.run --resume {shlex.quote(str(directory))}"
-        console.print(
-            f"interrupted; what finished is kept. Continue with: {command}", highlight=False, soft_wrap=True
-        )
-        return 130
-    return 0 if any(trial.best for trial in recorder.trials.values()) else 1
+        raise KeyboardInterrupt
+    page = write_report(results, directory / "report")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return 0 if results.trials.validation_accuracy.notna().any() else 1
 
 
 def _reproduce(run_directory: Path, trial_id: str) -> int:

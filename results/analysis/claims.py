@@ -120,5 +120,5 @@ def _confirmed_with_gap(results: ResultSet, experiment: str) -> pd.DataFrame:
     first = trials.drop_duplicates("kind").method
     trials = trials[trials.method.isin(first)]
     curves = results.metrics[results.metrics.experiment == experiment].sort_values("evaluation")
-    last = curves.groupby("trial_id").validation_loss.last()
-    return trials.assign(gap=trials.trial_id.map(last) - trials.final_train_loss)
+    last = curves.groupby("trial_id").validation_loss.last().reindex(trials.trial_id).to_numpy(float)
+    return trials.assign(gap=last - trials.final_train_loss)

@@ -52,7 +52,7 @@ def summary(results: ResultSet) -> pd.DataFrame:
     test = ["seeds", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_macro_f1"]
     hyperparameters = [name for name in results.trials if name.startswith(HYPERPARAMETER_PREFIX)]
     columns = [*leading, *test, *COSTS, "search_train_seconds", *hyperparameters]
-    return pd.DataFrame(rows, columns=columns).convert_dtypes(convert_string=False)
+    return pd.DataFrame(rows, columns=columns).convert_dtypes()
 
 
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:

@@ -86,7 +86,7 @@ def cost_chart(
             "efficient": rows.efficient,
         }
     )
-    x = alt.X("cost:Q", title=title, scale=alt.Scale(zero=False, nice=True))
+    x = alt.X("cost:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
     y = alt.Y(
         "accuracy:Q", title="validation accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")
     )
@@ -116,7 +116,23 @@ def cost_chart(
     return front + points
 
 
-def curve_chart(curves: pd.DataFrame, best: str | None, metric: str, color: str) -> Chart:
+def curve_domain(curves: pd.DataFrame, metric: str) -> tuple[float, float]:
+    """Return the range that all methods' learning curves are drawn in, so that they can be compared.
+
+    A loss that explodes would flatten all others: the highest twentieth does not count, and is cut off.
+    """
+    values = curves[metric].dropna()
+    if values.empty:
+        return 0.0, 1.0
+    low = values.min()
+    high = values.quantile(0.95) if metric == "train_loss" else values.max()
+    margin = 0.05 * (high - low) or 0.01
+    return float(low - margin), float(high + margin)
+
+
+def curve_chart(
+    curves: pd.DataFrame, best: str | None, metric: str, color: str, domain: tuple[float, float]
+) -> Chart:
     """Draw one method's learning curves: the best trial bold and the others faint.
 
     Arguments:
@@ -124,6 +140,7 @@ def curve_chart(curves: pd.DataFrame, best: str | None, metric: str, color: str)
         best: id of its best trial.
         metric: ``train_loss`` or ``validation_accuracy``.
         color: the method's.
+        domain: of the vertical axis.
     """
     ids = [trial for trial in curves.trial_id.unique() if trial != best]
     step = -(-len(ids) // FAINT_TRIALS) if ids else 1
@@ -142,8 +159,8 @@ def curve_chart(curves: pd.DataFrame, best: str | None, metric: str, color: str)
         y=alt.Y(
             "value:Q",
             title=metric.replace("_", " "),
-            scale=alt.Scale(zero=False),
-            axis=alt.Axis(format=".0%" if is_share else ".2~f"),
+            scale=alt.Scale(domain=domain, nice=True),
+            axis=alt.Axis(format=".0%" if is_share else ".2~f", tickCount=5),
         ),
         detail="trial:N",
         tooltip=[
@@ -152,11 +169,13 @@ def curve_chart(curves: pd.DataFrame, best: str | None, metric: str, color: str)
             alt.Tooltip("value:Q", format=".1%" if is_share else ".3~f", title=metric.replace("_", " ")),
         ],
     )
-    faint = base.transform_filter("!datum.best").mark_line(opacity=0.3, strokeWidth=1, color=color)
+    faint = base.transform_filter("!datum.best").mark_line(opacity=0.3, strokeWidth=1, color=color, clip=True)
     # Points, so that a trial stopped at its first evaluation can be seen.
-    dots = base.transform_filter("!datum.best").mark_point(opacity=0.3, size=8, filled=True, color=color)
+    dots = base.transform_filter("!datum.best").mark_point(
+        opacity=0.3, size=8, filled=True, color=color, clip=True
+    )
     bold = base.transform_filter("datum.best").mark_line(
-        strokeWidth=3, color=color, point=alt.OverlayMarkDef(color=color, size=45)
+        strokeWidth=3, color=color, clip=True, point=alt.OverlayMarkDef(color=color, size=45)
     )
     return faint + dots + bold
 
@@ -165,7 +184,7 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
     """Draw the expected best validation accuracy by number of trials, with 95% bands."""
     data = curve.assign(**{name: curve[name].round(4) for name in ("expected_best", "low", "high")})
     base = alt.Chart(data).encode(
-        x=alt.X("trials:Q", title="trials", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X("trials:Q", title="trials", axis=alt.Axis(tickMinStep=1, tickCount=8, format="d")),
         color=method_colors(methods),
     )
     y = alt.Y(
@@ -311,7 +330,8 @@ def bar_chart(table: pd.DataFrame, column: str, title: str, unit: float, methods
         }
     ).dropna()
     base = alt.Chart(data).encode(
-        x=alt.X("value:Q", title=title), y=alt.Y("method:N", title=None, sort=list(methods))
+        x=alt.X("value:Q", title=title, axis=alt.Axis(tickCount=5)),
+        y=alt.Y("method:N", title=None, sort=list(methods)),
     )
     bars = base.mark_bar().encode(color=method_colors(methods).legend(None))
     return bars + base.mark_text(align="left", dx=4).encode(text="text:N")

@@ -7,7 +7,7 @@ function theme(isDark) {
   return {
     background: "transparent", font,
     view: { stroke: null },
-    axis: { labelColor: quiet, titleColor: ink, gridColor: grid, domainColor: quiet, tickColor: quiet, titleFontWeight: 500 },
+    axis: { labelColor: quiet, titleColor: ink, gridColor: grid, domainColor: quiet, tickColor: quiet, titleFontWeight: 500, titlePadding: 8, labelOverlap: true, labelSeparation: 6 },
     legend: { labelColor: ink, titleColor: ink, orient: "top", symbolOpacity: 1 },
     text: { color: ink }, title: { color: ink },
   };

@@ -44,6 +44,7 @@ def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: d
         },
         "training": {"epochs": 2, "batch_size": 8},
         "search": {"trials": 3},
+        "confirm": {"seeds": 0},
         "methods": {"head": {}, "full": {}, "lora": {"rank": [2, 4]}, "dora": {}, "qlora": {}},
         "storage": str(tmp_path / "runs"),
     }
@@ -98,7 +99,8 @@ def test_a_comparison_leaves_a_whole_result_set(experiment: Path, tmp_path: Path
         assert kept.trial_id[method] == best.trial_id
     curve = results.metrics[results.metrics.trial_id == trials.trial_id[0]]
     assert len(curve) == trials.evaluations[0]
-    assert "Best trial of each method" in done.stdout
+    assert "Not confirmed" in done.stdout
+    assert (directory / "report" / "index.html").is_file()
     assert f'pandas.read_parquet("{directory}/trials.parquet")' in done.stdout
     assert not done.stderr
     # The search is given the validation split alone.
@@ -195,7 +197,7 @@ def test_an_interrupted_run_is_continued_as_if_it_had_not_been(experiment: Path,
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
-    assert f"continue with: python -m orchestrator.run --resume {directory}" in out
+    assert f"Continue with: python -m orchestrator.run --resume {directory}" in out
     assert "Traceback" not in out + err
     cut = pd.read_parquet(directory / "trials.parquet")
     assert {"completed", "stopped"} & set(cut.status)

@@ -1,0 +1,362 @@
+"""The sections of the page, in its order: each is written from one experiment's view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
+from results.analysis.metrics import amount
+from results.analysis.summary import FAILURES
+from results.report import charts
+from results.report.parts import ExperimentPart, PageTable, Row, Section, View
+from results.show import describe_hyperparameters, hyperparameters_of
+
+COSTS = (
+    ("peak_memory_bytes", "peak memory, MB", 1e6),
+    ("train_seconds", "train time, s", 1.0),
+    ("model_bytes", "model as loaded, MB", 1e6),
+    ("checkpoint_bytes", "checkpoint on disk, MB", 1e6),
+)
+
+FAILURES_SHOWN = 50
+
+
+def write_part(view: View) -> ExperimentPart:
+    """Write what the page says of one experiment. A section that has nothing to say is left out."""
+    parts: tuple[Callable[[View], Section | None], ...] = (
+        _methods_section,
+        _costs_section,
+        _curves_section,
+        _tuning_section,
+        _surfaces_section,
+        _differences_section,
+        _claims_section,
+        _failures_section,
+        _provenance_section,
+    )
+    sections = [section for part in parts if (section := part(view)) is not None]
+    return ExperimentPart(view.key, view.name, _verdict(view), _notice(view), _budget(view), sections)
+
+
+def _verdict(view: View) -> str:
+    if view.best.empty:
+        ended = view.search[view.search.status.isin(FAILURES)]
+        return (
+            f"No trial has finished: all {len(ended)} failed."
+            if len(ended) == len(view.search) and len(ended)
+            else "No trial has finished yet."
+        )
+    return verdict(view.results, view.name)
+
+
+def _notice(view: View) -> str:
+    running = int((view.results.trials.status == "running").sum())
+    interrupted = int((view.results.trials.status == "interrupted").sum())
+    if running:
+        return (
+            f"This experiment is still running: {running} trials are under way. What is said here may change."
+        )
+    if interrupted:
+        return f"This experiment was interrupted: {interrupted} trials are unfinished."
+    return ""
+
+
+def _settings(view: View) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(view.results.trials.settings.dropna().iloc[-1])["experiment"]
+    return settings
+
+
+def _budget(view: View) -> str:
+    settings = _settings(view)
+    budget = settings.get("budget") or {}
+    if budget.get("train_seconds"):
+        rule = f"{budget['train_seconds']:g} seconds of training"
+    elif budget.get("examples"):
+        rule = f"{budget['examples']:,} trained examples"
+    else:
+        rule = f"{settings['search']['trials']} trials"
+    seeds = settings.get("confirm", {}).get("seeds", 0)
+    confirmed = (
+        f"its best configuration was trained again on {seeds} fresh seeds and judged once on the test split"
+        if seeds
+        else "no configuration was confirmed on test"
+    )
+    return f"Budget rule: each method had {rule} to find its hyperparameters by validation; {confirmed}."
+
+
+def _methods_section(view: View) -> Section:
+    rows = [
+        Row(
+            (
+                row.method,
+                f"{row.trials}" + (f", {row.failed} failed" if row.failed else ""),
+                _share(row.validation_accuracy),
+                _share(row.test_accuracy),
+                "–"
+                if pd.isna(row.test_accuracy)
+                else f"{100 * row.test_accuracy_low:.1f} to {100 * row.test_accuracy_high:.1f}",
+                describe_hyperparameters(hyperparameters_of(row)) or "–",
+                _integer(row.trainable_parameters),
+                _amount(row, "model_bytes"),
+                _amount(row, "checkpoint_bytes"),
+                _amount(row, "peak_memory_bytes"),
+                _amount(row, "train_seconds"),
+            ),
+            view.color(row.method),
+        )
+        for _, row in summary(view.results).iterrows()
+    ]
+    caption = (
+        "Each method with its best configuration. Test accuracy: mean over the confirm phase's seeds, with "
+        "its 95% interval. Trainable counts parameters; costs are of one trial."
+    )
+    headings = (
+        *(
+            "method",
+            "trials",
+            "validation",
+            "test",
+            "95% interval",
+            "best configuration",
+            "trainable",
+        ),
+        *("model", "checkpoint", "peak memory", "train time"),
+    )
+    return Section(f"{view.key}-methods", "Methods", tables=[PageTable(caption, headings, rows, (0, 5))])
+
+
+def _costs_section(view: View) -> Section | None:
+    figures = []
+    for column, title, unit in COSTS:
+        chart = charts.cost_chart(view.search, list(view.best.trial_id), column, title, unit, view.methods)
+        if chart is not None:
+            what = title.split(",")[0]
+            description = (
+                f"Validation accuracy against {what} of every trial; each method's best trial is large. No "
+                "trial is both more accurate and cheaper than those on the dashed line, the Pareto front."
+            )
+            figures.append(view.figure(column, f"Accuracy against {what}", chart, description))
+    return Section(f"{view.key}-costs", "What accuracy costs", charts=figures) if figures else None
+
+
+def _curves_section(view: View) -> Section | None:
+    curves = view.results.metrics[view.results.metrics.phase == "search"]
+    figures = []
+    for metric, title in (("train_loss", "training loss"), ("validation_accuracy", "validation accuracy")):
+        domain = charts.curve_domain(curves, metric)
+        for method in view.methods:
+            mine = curves[curves.method == method]
+            if mine.empty:
+                continue
+            best = view.best.trial_id.get(method)
+            chart = charts.curve_chart(mine, best, metric, view.color(method), domain)
+            count = mine.trial_id.nunique()
+            drawn = min(count, charts.FAINT_TRIALS + 1)
+            of = f"{drawn} of its {count} trials" if drawn < count else f"its {count} trials"
+            description = (
+                f"{title.capitalize()} of {method} by epoch: {best or 'no trial'} bold, {of} in all."
+            )
+            figures.append(view.figure(f"{metric}-{method}", f"{method}: {title}", chart, description))
+    return Section(f"{view.key}-curves", "Learning curves", charts=figures) if figures else None
+
+
+def _tuning_section(view: View) -> Section | None:
+    curve = budget_curve(view.results)
+    if curve.empty:
+        return None
+    description = (
+        "Expected best validation accuracy of so many trials, with 95% bands (Dodge et al. 2019): a method "
+        "whose curve is flat needs little tuning."
+    )
+    figure = view.figure(
+        "tuning",
+        "How much tuning each method needs",
+        charts.budget_chart(curve, view.methods),
+        description,
+        wide=True,
+    )
+    return Section(f"{view.key}-tuning", "Tuning", charts=[figure])
+
+
+def _surfaces_section(view: View) -> Section | None:
+    cells = surface(view.results)
+    figures = []
+    for method in view.methods:
+        mine = cells[cells.method == method]
+        if len(mine):
+            description = (
+                f"Best validation accuracy of {method} by rank and learning rate; empty cells were not tried."
+            )
+            figures.append(view.figure(f"surface-{method}", method, charts.surface_chart(mine), description))
+            continue
+        trials = view.search[(view.search.method == method) & view.search.validation_accuracy.notna()]
+        if "hp_learning_rate" in trials and len(trials.dropna(subset=["hp_learning_rate"])):
+            description = f"Validation accuracy of every trial of {method} by learning rate."
+            figures.append(
+                view.figure(
+                    f"surface-{method}", method, charts.rate_chart(trials, view.color(method)), description
+                )
+            )
+    shares = importance(view.results)
+    rows = [
+        Row(
+            (row.method, row.hyperparameter, f"{row.importance:.0%}", f"{row.trials}"), view.color(row.method)
+        )
+        for row in shares.itertuples()
+    ]
+    caption = (
+        "How much of the variance in a method's validation accuracy each hyperparameter explains "
+        "(functional ANOVA)."
+    )
+    tables = (
+        [PageTable(caption, ("method", "hyperparameter", "importance", "trials"), rows, (0, 1))]
+        if rows
+        else []
+    )
+    if not figures and not tables:
+        return None
+    return Section(f"{view.key}-hyperparameters", "Hyperparameters", charts=figures, tables=tables)
+
+
+def _differences_section(view: View) -> Section | None:
+    differences = compare(view.results)
+    if differences.empty:
+        return None
+    description = (
+        "Difference in test accuracy of every pair of methods, first less second, with its 95% interval. A "
+        "diamond is a difference that is shown after Holm's correction for the number of pairs."
+    )
+    chart = charts.difference_chart(differences)
+    figure = view.figure("differences", "Differences in test accuracy", chart, description, wide=True)
+    rows = [
+        Row(
+            (
+                f"{row.method_a} − {row.method_b}",
+                _points(row.difference),
+                f"{_points(row.low)} to {_points(row.high)}",
+                _p(row.p_corrected),
+                row.verdict,
+            )
+        )
+        for row in differences.itertuples()
+    ]
+    caption = (
+        f"By a paired hierarchical bootstrap over {differences.seeds.iloc[0]} seeds and "
+        f"{differences.examples.iloc[0]:,} test examples; p-values are corrected by Holm's method."
+    )
+    headings = ("pair", "difference, points", "95% interval", "p", "verdict")
+    return Section(
+        f"{view.key}-differences",
+        "Differences",
+        charts=[figure],
+        tables=[PageTable(caption, headings, rows, (0, 4))],
+    )
+
+
+def _claims_section(view: View) -> Section | None:
+    found = claims(view.results)
+    if found.empty or (found.verdict == "cannot be said").all():
+        return None
+    rows = [Row((row.claim, row.verdict, row.evidence)) for row in found.itertuples()]
+    caption = "The founding study's statements (GPT-2 on SST-2), held against this experiment."
+    return Section(
+        f"{view.key}-claims",
+        "Claims",
+        tables=[PageTable(caption, ("claim", "verdict", "evidence"), rows, (0, 1, 2))],
+    )
+
+
+def _failures_section(view: View) -> Section | None:
+    failed = view.results.trials[view.results.trials.status.isin(FAILURES)]
+    if failed.empty:
+        return None
+    rows = [
+        Row(
+            (
+                row.trial_id,
+                row.status.replace("_", " "),
+                row.error if isinstance(row.error, str) else "–",
+                describe_hyperparameters(hyperparameters_of(row)),
+            ),
+            view.color(row.method),
+        )
+        for _, row in failed.head(FAILURES_SHOWN).iterrows()
+    ]
+    more = f" The first {FAILURES_SHOWN} of {len(failed)} are listed." if len(failed) > FAILURES_SHOWN else ""
+    caption = f"{len(failed)} of {len(view.results.trials)} trials failed.{more}"
+    headings = ("trial", "status", "error", "configuration")
+    return Section(
+        f"{view.key}-failures", "Failures", tables=[PageTable(caption, headings, rows, (0, 1, 2, 3))]
+    )
+
+
+def _provenance_section(view: View) -> Section:
+    trials = view.results.trials
+    row = trials.iloc[-1]
+    splits = json.loads(row.splits) if isinstance(row.splits, str) else {}
+    versions = json.loads(row.versions) if isinstance(row.versions, str) else {}
+    facts = [
+        ("base model", f"{row.base_model} (weights {_short(row.base_model_fingerprint)})"),
+        ("dataset", f"{row.dataset} (tokens {_short(row.dataset_fingerprint)})"),
+        *((name, how) for name, how in splits.items()),
+        ("program", str(row.git_revision)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("devices", ", ".join(sorted(set(trials.device.dropna()))) or "–"),
+        ("nodes", ", ".join(sorted(set(trials.node.dropna()))) or "–"),
+        ("peak memory read as", ", ".join(sorted(set(trials.peak_memory_source.dropna()))) or "–"),
+        ("trials", f"{len(trials)} from {_time(trials.started_at.min())} to {_time(trials.ended_at.max())}"),
+    ]
+    code = yaml.safe_dump(_settings(view), sort_keys=False, allow_unicode=True)
+    return Section(f"{view.key}-provenance", "Provenance", facts=facts, code=code)
+
+
+def ranks_table(across: pd.DataFrame) -> PageTable:
+    """Tabulate ranks across experiments."""
+    rows = [
+        Row((row.method, f"{row.average_rank:.2f}", "yes" if row.not_worse_than_best else "no"))
+        for row in across.itertuples()
+    ]
+    caption = f"Average rank by test accuracy over {across.experiments.iloc[0]} experiments; 1 is best."
+    return PageTable(caption, ("method", "average rank", "within the critical difference of the best"), rows)
+
+
+def ranks_note(across: pd.DataFrame) -> str:
+    """Say what the ranks are worth."""
+    first = across.iloc[0]
+    return (
+        f"Critical difference {first.critical_difference:.2f} (Nemenyi, 5%); Friedman's test that all "
+        f"methods are alike: p {_p(first.friedman_p)}."
+    )
+
+
+def _share(value: Any) -> str:
+    return "–" if pd.isna(value) else f"{value:.1%}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _integer(value: Any) -> str:
+    return "–" if pd.isna(value) else f"{value:,.0f}"
+
+
+def _amount(row: pd.Series, column: str) -> str:
+    return "–" if pd.isna(row[column]) else amount(float(row[column]), column)
+
+
+def _short(fingerprint: Any) -> str:
+    return fingerprint[:12] if isinstance(fingerprint, str) else "–"
+
+
+def _time(value: Any) -> str:
+    return "–" if pd.isna(value) else value.strftime("%Y-%m-%d %H:%M:%S UTC")

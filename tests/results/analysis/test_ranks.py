@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from operator import add
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from results.analysis import ranks
+
+Maker = Callable[..., Any]
+
+
+def test_ranks_are_averaged_and_the_critical_difference_is_nemenyis(made_up: Maker) -> None:
+    # Demšar 2006, section 3.2.2: four methods on fourteen data sets have a critical difference of 1.25.
+    accuracies = [
+        {"a": 0.5 + 0.002 * number, "b": 0.6, "c": 0.7 if number % 2 else 0.55, "d": 0.8}
+        for number in range(14)
+    ]
+    made = [
+        made_up(f"experiment-{number}", accuracy, trials=1, seeds=2, examples=500)
+        for number, accuracy in enumerate(accuracies)
+    ]
+    table = ranks(reduce(add, made).results()).set_index("method")
+    assert table.critical_difference.iloc[0] == pytest.approx(1.25, abs=0.005)
+    assert table.average_rank.to_dict() == pytest.approx({"a": 4.0, "b": 2.5, "c": 2.5, "d": 1.0})
+    # Friedman's statistic by its formula: 12N/(k(k+1)) [sum R^2 - k(k+1)^2/4].
+    statistic = 12 * 14 / 20 * (4**2 + 2 * 2.5**2 + 1 - 4 * 25 / 4)
+    assert table.friedman_p.iloc[0] == pytest.approx(stats.chi2.sf(statistic, 3))
+    assert table.not_worse_than_best.to_dict() == {"a": False, "b": False, "c": False, "d": True}
+
+
+def test_only_methods_that_all_experiments_confirmed_are_ranked(made_up: Maker) -> None:
+    both = made_up("one") + made_up("other", {"full": 0.9, "lora": 0.8})
+    assert set(ranks(both.results()).method) == {"full", "lora"}
+    assert ranks(made_up("one").results()).empty
+    assert ranks((made_up("one") + made_up("other", {"dora": 0.9})).results()).empty
+
+
+def test_two_experiments_of_two_methods_prove_nothing(made_up: Maker) -> None:
+    both = made_up("one", {"full": 0.9, "lora": 0.8}) + made_up("other", {"full": 0.9, "lora": 0.8})
+    table = ranks(both.results()).set_index("method")
+    assert table.average_rank.to_dict() == {"full": 1.0, "lora": 2.0}
+    assert table.friedman_p.iloc[0] == pytest.approx(0.5)
+    assert table.not_worse_than_best.all()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from results.analysis import hypervolume, pareto
+from results.loading import ResultSet
+
+Maker = Callable[..., Any]
+DIRECTIONS: Any = {"validation_accuracy": "max", "train_seconds": "min"}
+
+
+def trials_of(points: list[tuple[int, int]]) -> pd.DataFrame:
+    frame = pd.DataFrame(points, columns=["validation_accuracy", "train_seconds"]).astype(float)
+    return frame.assign(experiment="e", phase="search", method="lora")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_efficient_is_what_no_other_is_better_than(points: list[tuple[int, int]]) -> None:
+    found = pareto(ResultSet.of_trials(trials_of(points)), DIRECTIONS, of="trials")
+    for (accuracy, seconds), efficient in zip(points, found.efficient, strict=True):
+        dominated = any(a >= accuracy and s <= seconds and (a, s) != (accuracy, seconds) for a, s in points)
+        assert efficient == (not dominated)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=10))
+def test_hypervolume_is_the_number_of_cells_that_are_dominated(points: list[tuple[int, int]]) -> None:
+    found = hypervolume(trials_of(points), DIRECTIONS, {"validation_accuracy": 0, "train_seconds": 6})
+    cells = {(a, s) for accuracy, seconds in points for a in range(accuracy) for s in range(seconds, 6)}
+    assert found == pytest.approx(len(cells))
+
+
+def test_each_experiment_has_its_own_front_and_methods_can_be_compared(made_up: Maker) -> None:
+    both = (made_up("one") + made_up("other", {"full": 0.9, "lora": 0.8})).results()
+    table = pareto(both, {"test_accuracy": "max", "peak_memory_bytes": "min"})
+    assert table.set_index(["experiment", "method"]).efficient.to_dict() == {
+        ("one", "head"): True,
+        ("one", "full"): True,
+        ("one", "lora"): True,
+        ("other", "full"): True,
+        ("other", "lora"): False,  # less accurate, and later in the list, which is larger
+    }
+
+
+def test_what_has_no_value_is_left_out_and_bad_names_are_refused(made_up: Maker) -> None:
+    results = made_up(seeds=0).results()
+    assert pareto(results, {"test_accuracy": "max", "model_bytes": "min"}).empty
+    with pytest.raises(ValueError, match="'memory' is no column of numbers; expected some of"):
+        pareto(results, {"memory": "min"})
+    with pytest.raises(ValueError, match="expected max or min, got 'up'"):
+        pareto(results, {"model_bytes": "up"})  # type: ignore[dict-item]
+    assert hypervolume(trials_of([]), DIRECTIONS, {"validation_accuracy": 0, "train_seconds": 6}) == 0

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from results.analysis import budget_curve, importance, surface
+from results.analysis.tuning import expected_best
+
+Maker = Callable[..., Any]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
+def test_the_expected_best_is_the_mean_over_all_subsets(scores: list[float]) -> None:
+    found = expected_best(np.array([scores]))[0]
+    for size in range(1, len(scores) + 1):
+        assert found[size - 1] == pytest.approx(fmean(max(part) for part in combinations(scores, size)))
+
+
+def test_a_budget_curve_counts_failures_as_nothing_and_rises_to_the_best(
+    made_up: Maker, failure: Callable[..., None]
+) -> None:
+    made = made_up(accuracy={"lora": 0.8}, seeds=0)
+    failure(made, [1], "boom")
+    made.trials[0]["status"] = "stopped"
+    curve = budget_curve(made.results())
+    scores = [row["validation_accuracy"] or 0.0 for row in made.trials]
+    assert list(curve.trials) == [1, 2, 3, 4]
+    assert curve.expected_best.iloc[0] == pytest.approx(fmean(scores))
+    assert curve.expected_best.iloc[-1] == pytest.approx(max(scores))
+    assert curve.expected_best.is_monotonic_increasing
+    assert (curve.low <= curve.expected_best).all()
+    assert (curve.high <= max(scores) + 1e-9).all()
+
+
+def test_the_hyperparameter_that_decides_is_found_important(made_up: Maker) -> None:
+    made = made_up(accuracy={"lora": 0.8, "full": 0.8}, trials=40, seeds=0)
+    for row in made.trials:
+        row["validation_accuracy"] = 0.5 + 0.1 * (np.log10(row["hp_learning_rate"]) + 5)
+    shares = importance(made.results())
+    mine = shares[shares.method == "lora"].set_index("hyperparameter").importance
+    assert mine.sum() == pytest.approx(1)
+    assert mine["learning_rate"] > 0.8
+    assert set(shares[shares.method == "full"].hyperparameter) == {"learning_rate"}
+    assert importance(made_up(trials=3, seeds=0).results()).empty
+
+
+def test_the_surface_has_every_trial_in_one_cell_with_the_best_of_it(made_up: Maker) -> None:
+    results = made_up(trials=30, seeds=0).results()
+    cells = surface(results)
+    assert set(cells.method) == {"lora"}
+    assert cells.trials.sum() == 30
+    lora = results.trials[results.trials.method == "lora"]
+    assert cells.best.max() == lora.validation_accuracy.max()
+    for cell in cells.itertuples():
+        inside = lora[
+            (lora.hp_rank == cell.rank)
+            & (lora.hp_learning_rate >= cell.learning_rate_low * 0.999999)
+            & (lora.hp_learning_rate <= cell.learning_rate_high * 1.000001)
+        ]
+        assert cell.best in set(inside.validation_accuracy)
+        assert len(inside) >= cell.trials
