@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -180,6 +181,16 @@ def wait_for(look: Callable[[], list[Any]], count: int) -> list[Any]:
     raise AssertionError(f"not {count} after two minutes")
 
 
+def training(pid: int) -> list[psutil.Process]:
+    """Return the worker processes below a process that are in a trial."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if "TrialWorker.train" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
 def journal(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text())["trials"][0] for file in sorted(directory.glob("journal/*.json"))]
 
@@ -246,14 +257,7 @@ def test_a_worker_that_is_killed_is_a_row_and_the_others_go_on(experiment: Path,
         *("--set", "training.epochs=200", "--set", "search.early_stopping=none"),
         *("--methods", "full,lora", "--set", "search.trials=1"),
     )
-    workers = wait_for(
-        lambda: [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "Trainable.train" in " ".join(child.cmdline())
-        ],
-        2,
-    )
+    workers = wait_for(lambda: training(process.pid), 2)
     workers[0].kill()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
