@@ -186,7 +186,7 @@ def training(pid: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            if "TrialWorker.train" in " ".join(child.cmdline()):
+            if "Trainable.train" in " ".join(child.cmdline()):
                 found.append(child)
     return found
 
