@@ -58,12 +58,14 @@ def _notice(view: View) -> str:
     running = int((view.results.trials.status == "running").sum())
     interrupted = int((view.results.trials.status == "interrupted").sum())
     if running:
-        return (
-            f"This experiment is still running: {running} trials are under way. What is said here may change."
-        )
+        return f"This experiment is still running: {_count(running)} under way. What is said here may change."
     if interrupted:
-        return f"This experiment was interrupted: {interrupted} trials are unfinished."
+        return f"This experiment was interrupted: {_count(interrupted)} unfinished."
     return ""
+
+
+def _count(trials: int) -> str:
+    return "1 trial is" if trials == 1 else f"{trials} trials are"
 
 
 def _settings(view: View) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def _curves_section(view: View) -> Section | None:
 
 def _tuning_section(view: View) -> Section | None:
     curve = budget_curve(view.results)
-    if curve.empty:
+    if curve.empty or view.best.empty:
         return None
     description = (
         "Expected best validation accuracy of so many trials, with 95% bands (Dodge et al. 2019): a method "
