@@ -1,0 +1,90 @@
+"""Old, new and damaged tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from results import load
+from results.schema import SCHEMA_VERSION, TABLES, ResultSetError
+
+Maker = Callable[..., Any]
+
+
+@pytest.fixture
+def run(made_up: Maker, tmp_path: Path) -> Path:
+    directory: Path = made_up(examples=20).save(tmp_path / "run")
+    return directory
+
+
+def rewrite(file: Path, version: int | None, drop: list[str]) -> None:
+    table = pq.read_table(file).drop_columns(drop)
+    metadata = {} if version is None else {"schema_version": str(version)}
+    pq.write_table(table.replace_schema_metadata(metadata), file)
+
+
+@pytest.mark.parametrize("version", [None, 0])
+def test_columns_that_an_older_version_did_not_write_are_null(run: Path, version: int | None) -> None:
+    rewrite(run / "trials.parquet", version, ["test_seconds", "node"])
+    trials = load(run).trials
+    assert trials[["test_seconds", "node"]].isna().all(axis=None)
+    assert [name for name in trials if not name.startswith("hp_")] == TABLES["trials"].names
+    assert trials.hp_learning_rate.notna().all()
+
+
+def test_old_and_new_runs_load_together(run: Path, made_up: Maker, tmp_path: Path) -> None:
+    made_up("new").save(tmp_path / "new")
+    rewrite(run / "trials.parquet", 0, ["model_bytes"])
+    trials = load(tmp_path).trials
+    assert trials.model_bytes.isna().groupby(trials.experiment).all().to_dict() == {
+        "made-up": True,
+        "new": False,
+    }
+
+
+def test_a_newer_version_is_refused_with_what_to_do(run: Path) -> None:
+    rewrite(run / "metrics.parquet", SCHEMA_VERSION + 1, [])
+    with pytest.raises(ResultSetError, match=r"metrics\.parquet: written by a newer version.*update"):
+        load(run)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+def test_a_damaged_table_is_named_and_the_rest_loads_on_request(run: Path, damage: str) -> None:
+    file = run / "metrics.parquet"
+    whole = file.read_bytes()
+    file.write_bytes({"cut": whole[: len(whole) // 2], "text": b"not parquet" * 9, "empty": b""}[damage])
+    with pytest.raises(ResultSetError, match=r"metrics\.parquet: not a whole Parquet table.*skip_damaged"):
+        load(run)
+    with pytest.warns(UserWarning, match=r"metrics\.parquet.*left out"):
+        results = load(run, skip_damaged=True)
+    assert results.metrics.empty
+    assert list(results.metrics) == TABLES["metrics"].names
+    assert len(results.trials) == 21
+    assert len(results.predictions) == 180
+    for module in ("results.show", "results.report"):
+        done = subprocess.run([sys.executable, "-m", module, str(run)], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "metrics.parquet: not a whole Parquet table" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_table_that_is_not_there_is_empty(run: Path) -> None:
+    (run / "predictions.parquet").unlink()
+    assert load(run).predictions.empty
+
+
+def test_hyperparameters_of_two_types_meet_in_the_wider_one(made_up: Maker, tmp_path: Path) -> None:
+    for name, rank in (("one", 8), ("two", 0.5)):
+        made = made_up(name, {"lora": 0.8}, seeds=0)
+        for row in made.trials:
+            row["hp_rank"] = rank
+        made.save(tmp_path / name)
+    assert set(load(tmp_path).trials.hp_rank) == {8.0, 0.5}
+    assert pa.types.is_int64(pq.read_schema(tmp_path / "one" / "trials.parquet").field("hp_rank").type)
