@@ -59,17 +59,15 @@ class TrialWorker(tune.Trainable):
         self._curve: Iterator[Evaluation] = iter(())
 
     def _start(self, config: dict[str, Any]) -> None:
-        assignment = Assignment(**config[ASSIGNMENT])
-        spec = self._inputs.experiment.trial_spec(assignment)
         self._best_accuracy = 0.0
-        self._curve = run_trial(
-            spec,
-            self._data,
-            self._base,
-            self._inputs.directory / "checkpoints" / spec.trial_id,
-            # The search never sees the test split.
-            test=ray.get(self._inputs.test) if assignment.phase == "confirm" else None,
-        )
+        self._curve = self._run(Assignment(**config[ASSIGNMENT]))
+
+    def _run(self, assignment: Assignment) -> Iterator[Evaluation]:
+        spec = self._inputs.experiment.trial_spec(assignment)
+        # The search never sees the test split.
+        test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
+        checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
+        yield from run_trial(spec, self._data, self._base, checkpoint, test=test)
 
     def step(self) -> dict[str, Any]:
         try:
