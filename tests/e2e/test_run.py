@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from results import load
+from results.analysis import compare, summary
 
 OUTCOME = [
     "trial_id",
@@ -163,6 +164,62 @@ def test_the_same_kind_twice_under_two_names(experiment: Path, tmp_path: Path) -
     trials = load(tmp_path / "runs" / "small").trials.set_index("method")
     assert trials.kind.to_dict() == {"lora": "lora", "attention": "lora"}
     assert trials.trainable_parameters["attention"] < trials.trainable_parameters["lora"]
+
+
+def test_the_best_configurations_are_confirmed_on_test_and_a_copy_of_a_method_is_no_better(
+    experiment: Path, tmp_path: Path
+) -> None:
+    """LoRA twice under two names: two searches, so two configurations or the same, and no difference."""
+    done = run(
+        experiment,
+        *("--set", "methods.again={kind: lora, rank: [2, 4]}", "--methods", "head,lora,again"),
+        *("--set", "confirm.seeds=3", "--set", "search.trials=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "runs" / "small"
+    results = load(directory)
+    trials = results.trials
+    confirmed = trials[trials.phase == "confirm"]
+    assert confirmed.groupby("method").seed.apply(sorted).map(tuple).nunique() == 1
+    assert len(confirmed) == 9
+    assert not set(confirmed.seed) & set(trials[trials.phase == "search"].seed)
+    hyperparameters = [name for name in trials if name.startswith("hp_")]
+    table = summary(results).set_index("method")
+    for method, group in confirmed.groupby("method"):
+        best = trials.set_index("trial_id").loc[table.best_trial[method]]
+        for _, row in group.iterrows():
+            assert row[hyperparameters].dropna().to_dict() == best[hyperparameters].dropna().to_dict()
+    predictions = results.predictions
+    assert len(predictions) == 9 * 24
+    right = (predictions.label == predictions.prediction).groupby(predictions.trial_id).mean()
+    assert confirmed.set_index("trial_id").test_accuracy.to_dict() == pytest.approx(right.to_dict())
+    assert (predictions.logits.str.len() == 2).all()
+    differences = compare(results).set_index(["method_a", "method_b"])
+    assert "no difference shown" in differences.verdict["lora", "again"]
+    assert "highest test accuracy" in done.stdout
+    assert (directory / "report" / "index.html").is_file()
+    assert len(list((directory / "report" / "figures").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("unit", ["examples", "train_seconds"])
+def test_methods_get_the_same_purse(experiment: Path, tmp_path: Path, unit: str) -> None:
+    limit = {"examples": 400, "train_seconds": 1.5}[unit]
+    done = run(
+        experiment,
+        *("--methods", "head,full", "--set", f"budget.{unit}={limit}", "--set", "search.early_stopping=none"),
+    )
+    assert done.returncode == 0, done.stderr
+    results = load(tmp_path / "runs" / "small")
+    spent = results.trials.groupby("method")[unit].sum()
+    assert (spent >= limit).all()
+    # Spending ends with the evaluation at which the purse is empty; two trials run at once.
+    steps = results.metrics.groupby("trial_id")[unit].diff().fillna(results.metrics[unit])
+    assert (spent < limit + 2 * steps.max() + 1e-9).all()
+    counts = results.trials.method.value_counts()
+    assert counts["head"] == counts["full"] if unit == "examples" else counts["head"] >= counts["full"]
+    page = (tmp_path / "runs" / "small" / "report" / "index.html").read_text()
+    said = {"examples": "400 trained examples", "train_seconds": "1.5 seconds of training"}[unit]
+    assert f"each method had {said}" in page
 
 
 def start(experiment: Path, *arguments: str) -> subprocess.Popen[str]:

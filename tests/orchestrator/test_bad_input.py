@@ -67,6 +67,12 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown nested key": (sets("search.trails=3"), ("search.trails: unknown key", "did you mean trials?")),
     "wrong type": (sets("search.trials=many"), ("search.trials: expected a valid integer", "'many'")),
     "too few trials": (sets("search.trials=0"), ("search.trials", "greater than or equal to 1", "got 0")),
+    "two kinds of purse": (
+        sets("budget={examples: 10, train_seconds: 1}"),
+        ("budget: ", "train_seconds and examples are both set; expected one of them"),
+    ),
+    "purse of nothing": (sets("budget.train_seconds=0"), ("budget.train_seconds", "greater than 0", "got 0")),
+    "negative confirm seeds": (sets("confirm.seeds=-1"), ("confirm.seeds", "greater than or equal to 0")),
     "unknown sampler": (sets("search.sampler=grid"), ("search.sampler", "'tpe'", "'grid'")),
     "unknown dtype": (sets("model.dtype=int4"), ("model.dtype", "'float32'", "'int4'")),
     "negative seed": (sets("seed=-1"), ("seed", "got -1")),
