@@ -69,7 +69,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "too few trials": (sets("search.trials=0"), ("search.trials", "greater than or equal to 1", "got 0")),
     "two kinds of purse": (
         sets("budget={examples: 10, train_seconds: 1}"),
-        ("budget: ", "train_seconds and examples are both set; expected one of them"),
+        ("good.yaml: budget.train_seconds and examples are both set; expected one of them",),
     ),
     "purse of nothing": (sets("budget.train_seconds=0"), ("budget.train_seconds", "greater than 0", "got 0")),
     "negative confirm seeds": (sets("confirm.seeds=-1"), ("confirm.seeds", "greater than or equal to 0")),
