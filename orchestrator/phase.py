@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.recorder import Recorder, assignment_of
-from orchestrator.worker import Inputs, TrialWorker
+from orchestrator.worker import Inputs
 
 TUNE_ENVIRONMENT = {
     # Ours are the only loggers and the only reports; the metric is absent from the result of a failed trial.
@@ -40,7 +40,7 @@ def run_phase(
     os.environ.update(TUNE_ENVIRONMENT)
     resources = inputs.experiment.resources
     trainable = tune.with_resources(
-        tune.with_parameters(TrialWorker, inputs=inputs),
+        inputs.trainable,
         {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
     )
     tuner = tune.Tuner(

@@ -29,6 +29,11 @@ class Inputs:
     data: ObjectRef[TokenizedData]
     test: ObjectRef[TokenizedSplit]
 
+    @property
+    def trainable(self) -> type[tune.Trainable]:
+        """The class of the workers that read them."""
+        return tune.with_parameters(TrialWorker, inputs=self)
+
 
 def share(experiment: Experiment, prepared: Prepared, directory: Path) -> Inputs:
     """Put what was prepared into the object store."""

@@ -1,0 +1,88 @@
+"""A stand-in for the worker of benchmarks.scale: it sleeps where a trial would train.
+
+It imports neither torch nor the orchestrator: forty workers that did would not fit in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+if TYPE_CHECKING:
+    from trainables.trial import Evaluation
+
+SECONDS = 1.0
+EVALUATIONS = 3
+
+
+def make_evaluation(fields: dict[str, Any]) -> Evaluation:
+    """Make the evaluation in the driver, where its class is loaded already."""
+    from trainables.trial import Evaluation
+
+    return Evaluation(**fields)
+
+
+class Point:
+    """What a worker sends: it becomes an ``Evaluation`` where it is received."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_evaluation, (self._fields,)
+
+
+class Sleeper(tune.Trainable):
+    """Report a made-up curve over a second of sleep."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._start(new_config)
+        return True
+
+    def _start(self, config: dict[str, Any]) -> None:
+        assignment = config["assignment"]
+        digest = hashlib.sha256(repr(sorted(assignment.items())).encode()).digest()
+        self._accuracy = 0.5 + digest[0] / 1000
+        self._evaluation = 0
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(SECONDS / EVALUATIONS)
+        self._evaluation += 1
+        done = self._evaluation == EVALUATIONS
+        accuracy = self._accuracy + self._evaluation / 100
+        seconds = SECONDS * self._evaluation / EVALUATIONS
+        fields = {
+            "evaluation": self._evaluation,
+            "step": 10 * self._evaluation,
+            "epoch": self._evaluation / EVALUATIONS,
+            "examples": 160 * self._evaluation,
+            "tokens": 4000 * self._evaluation,
+            "train_loss": 1 - accuracy,
+            "validation_loss": 1 - accuracy,
+            "validation_accuracy": accuracy,
+            "validation_macro_f1": accuracy,
+            "train_seconds": seconds,
+            "evaluation_seconds": 0.0,
+            "setup_seconds": 0.0,
+            "peak_memory_bytes": None,
+            "peak_memory_source": None,
+            "trainable_parameters": 0,
+            "total_parameters": 0,
+            "model_bytes": 0,
+            "is_best": True,
+            "is_last": done,
+            "checkpoint": None,
+            "device": "none",
+        }
+        return {
+            "point": Point(fields),
+            "evaluation": self._evaluation,
+            "objective": accuracy,
+            "done": done,
+        }
