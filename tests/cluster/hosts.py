@@ -111,48 +111,47 @@ class Site:
         self.shared.mkdir()
         self.key = directory / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
-        self.desk = Machine([*UNSHARE, "cat"], directory / "desk")
-        self.desk.run(f"""set -e
-            {_own_files(self.desk.home, set())}
-            hostname desk
-            ip link set lo up
-            ip link add bridge type bridge
-            ip address add {NETWORK}.254/24 dev bridge
-            ip link set bridge up""")
+        self.ground = Machine([*UNSHARE, "cat"], directory / "ground")
+        self.ground.run("set -e; ip link set lo up; ip link add bridge type bridge; ip link set bridge up")
+        self.desk = self._place("desk", f"{NETWORK}.254", "exec cat", set())
         self.hosts: dict[str, Machine] = {}
 
     def add_host(self, number: int) -> str:
         """Add a host and return its address."""
         address, name = f"{NETWORK}.{number}", f"host{number}"
-        home = self.directory / name
         config = self.directory / f"{name}.sshd"
         config.write_text(SSHD.format(key=self.key, address=address))
-        begin = f"read; exec {shutil.which('sshd')} -D -e -f {config} < /dev/null 2> {config}.log"
-        host = Machine(["nsenter", "-t", str(self.desk.pid), "-a", *UNSHARE, "bash", "-c", begin], home)
-        # Only with the tests' own process namespace does `ip` know the host by its process.
-        into_desk = ["nsenter", "-t", str(self.desk.pid), "--net"]
-        add = f"ip link add {name} type veth peer name eth0 netns {host.pid}"
-        subprocess.run([*into_desk, *add.split()], check=True)
-        subprocess.run([*into_desk, *f"ip link set {name} master bridge up".split()], check=True)
-        # The route leads nowhere, but tells Ray which address is this host's.
-        host.run(f"""set -e
-            {_own_files(home, _checkouts())}
+        sshd = f"exec {shutil.which('sshd')} -D -e -f {config} < /dev/null 2> {config}.log"
+        self.hosts[address] = self._place(name, address, sshd, _checkouts())
+        return address
+
+    def _place(self, name: str, address: str, begin: str, hidden: set[Path]) -> Machine:
+        """Put a machine on the network; ``begin`` becomes its first process."""
+        into = ["nsenter", "-t", str(self.ground.pid)]
+        first = ["bash", "-c", f"read; {begin}"]
+        machine = Machine([*into, "-a", *UNSHARE, *first], self.directory / name)
+        # In the tests' own process namespace `ip` knows the machine by its process.
+        add = f"ip link add {name} type veth peer name eth0 netns {machine.pid}"
+        subprocess.run([*into, "--net", *add.split()], check=True)
+        subprocess.run([*into, "--net", *f"ip link set {name} master bridge up".split()], check=True)
+        # The route leads nowhere, but tells Ray which address is this machine's.
+        machine.run(f"""set -e
+            {_own_files(machine.home, hidden)}
             mount -t tmpfs tmpfs /run
             mkdir /run/sshd
             hostname {name}
             ip link set lo up
             ip address add {address}/24 dev eth0
             ip link set eth0 up
-            ip route add default via {NETWORK}.254""")
-        assert host.first.stdin
-        host.first.stdin.write(b"\n")
-        host.first.stdin.flush()
-        self.hosts[address] = host
-        return address
+            ip route add default dev eth0""")
+        assert machine.first.stdin
+        machine.first.stdin.write(b"\n")
+        machine.first.stdin.flush()
+        return machine
 
     def close(self) -> None:
         """Remove it all."""
-        self.desk.stop()
+        self.ground.stop()
 
 
 def _first_inside(process: subprocess.Popen[bytes]) -> int:

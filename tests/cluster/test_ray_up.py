@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from hosts import REPOSITORY, Site, missing
+from hosts import HOME, REPOSITORY, Site, missing
 
 from results import load
 
 pytestmark = pytest.mark.cluster
+
+ONLY = HOME / "only"
+"""Where the head has what no other host has."""
 
 NODE = "ray start --num-cpus=1 --object-store-memory=100000000"
 
@@ -45,6 +49,11 @@ class Cluster:
         done = self.site.desk.run(f"cd {REPOSITORY}; ray {command}", timeout=timeout)
         return done.stdout
 
+    def run_at_desk(self, arguments: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the program at the desk."""
+        program = f"PYTHONPATH={REPOSITORY} RAY_AUTH_MODE=token python -m orchestrator.run"
+        return self.site.desk.run(f"{program} {' '.join(arguments)}", timeout=120, check=check)
+
     def on_head(self, command: str, timeout: float = 60) -> str:
         """Run a command on the head, as a user would."""
         return self.ray(f"exec {self.file} '{command}'", timeout)
@@ -68,18 +77,18 @@ def cluster(model_directories: dict[str, Path], data_files: dict[str, Path]) -> 
 
 
 def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
-    """Put model, data and experiment where no other host sees them."""
+    """Put model and data where no other host sees them, and the experiment also on the desk."""
     head, passing = cluster.site.hosts[cluster.head], cluster.site.directory / "passing"
     shutil.copytree(model, passing / "model")
     for file in data.values():
         shutil.copy(file, passing)
     values = {
         "name": "small",
-        "model": {"path": "model"},
+        "model": {"path": str(ONLY / "model")},
         "data": {
             "path": None,
             "columns": ["sentence", "label"],
-            **{split: file.name for split, file in data.items()},
+            **{split: str(ONLY / file.name) for split, file in data.items()},
         },
         "training": {"epochs": 60, "batch_size": 4, "evaluations_per_epoch": 1},
         "search": {"trials": 4, "early_stopping": "none"},
@@ -87,8 +96,9 @@ def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
         "methods": {"full": {}, "lora": {"rank": [2, 4]}},
         "storage": str(cluster.site.shared / "runs"),
     }
-    (passing / "small.yaml").write_text(json.dumps(values))
-    head.run(f"set -e; mkdir only; mount -t tmpfs tmpfs only; cp -r {passing}/* only")
+    for place in (passing, cluster.site.desk.home):
+        (place / "small.yaml").write_text(json.dumps(values))
+    head.run(f"set -e; mkdir {ONLY}; mount -t tmpfs tmpfs {ONLY}; cp -r {passing}/* {ONLY}")
     shutil.rmtree(passing)
 
 
@@ -113,24 +123,109 @@ def check_whole(directory: Path, trials: int) -> pd.DataFrame:
     return results.trials
 
 
-def test_three_nodes_are_up(cluster: Cluster) -> None:
-    wait_for(lambda: "3 local.cluster.node" in cluster.on_head("ray status"))
-    listening = cluster.site.hosts[cluster.head].run("ss -Hltn sport = :8265").stdout
-    assert "127.0.0.1:8265" in listening
-    # Whoever has no token is refused.
-    refused = cluster.site.hosts[cluster.head].run(
-        "curl -s -o /dev/null -w %{http_code} 127.0.0.1:8265/api/version"
-    )
+def nodes_of(directory: Path) -> set[str]:
+    """Return the hosts whose trials have reported so far."""
+    rows = [json.loads(file.read_text())["trials"][0] for file in directory.glob("journal/*.json")]
+    return {row["node"] for row in rows if row["node"]}
+
+
+def test_three_nodes_are_up_and_only_who_has_the_token_is_let_in(cluster: Cluster) -> None:
+    wait_for(lambda: " 3 local.cluster.node" in cluster.on_head("ray status"))
+    head = cluster.site.hosts[cluster.head]
+    assert "127.0.0.1:8265" in head.run("ss -Hltn sport = :8265").stdout
+    refused = head.run("curl -s -o /dev/null -w %{http_code} 127.0.0.1:8265/api/version")
     assert refused.stdout == "401"
 
 
-def test_a_run_on_the_head_uses_all_nodes(cluster: Cluster) -> None:
-    printed = cluster.on_head(
-        "cd ~/only && PYTHONPATH=~/finetune-comparison python -m orchestrator.run small.yaml --address auto",
-        180,
+REFUSED = {
+    "nothing there": (["--address", "10.77.0.99:6379"], "nothing answers there"),
+    "not a node": (["--address", "10.77.0.1:6379"], "this machine is no node of that cluster"),
+    "no cluster here": (["--address", "auto"], "Could not find any running Ray instance"),
+}
+
+
+def test_a_cluster_that_cannot_be_joined_is_one_message(cluster: Cluster) -> None:
+    for arguments, message in REFUSED.values():
+        done = cluster.run_at_desk(arguments, check=False)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_version_is_one_message(cluster: Cluster) -> None:
+    old = 'import sys, ray; ray.__version__ = "2.9.0"; from orchestrator.run import main; sys.exit(main())'
+    expected = "the cluster runs Ray 2.60.0 and Python"
+    at_desk = cluster.site.desk.run(
+        f"cd {REPOSITORY}; RAY_AUTH_MODE=token python -c '{old}' --address ray://{cluster.head}:10001",
+        check=False,
     )
+    on_head = cluster.site.hosts[cluster.head].run(
+        f"source .bashrc; cd finetune-comparison; python -c '{old}' {ONLY}/small.yaml --address auto",
+        check=False,
+    )
+    for done in (at_desk, on_head):
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert expected in done.stderr
+        assert "Ray 2.9.0" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_storage_that_not_all_nodes_see_is_refused(cluster: Cluster) -> None:
+    command = f"python -m orchestrator.run {ONLY}/small.yaml --address auto --set storage={ONLY}/runs"
+    done = cluster.site.hosts[cluster.head].run(
+        f"source .bashrc; cd finetune-comparison; {command}", check=False
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "is not seen by 10.77.0.2, 10.77.0.3" in done.stderr
+
+
+def test_a_run_on_the_head_uses_all_nodes(cluster: Cluster) -> None:
+    """No host but the head has the model, the data or the checkout."""
+    command = f"cd finetune-comparison && python -m orchestrator.run {ONLY}/small.yaml --address auto"
+    printed = cluster.on_head(command, 180)
     directory = cluster.site.shared / "runs" / "small"
     trials = check_whole(directory, 10)
     assert set(trials.status) == {"completed"}
     assert set(trials.node) == {"host1", "host2", "host3"}
     assert f'pandas.read_parquet("{directory}/trials.parquet")' in printed
+
+
+def test_a_run_from_outside(cluster: Cluster) -> None:
+    done = cluster.run_at_desk(
+        [
+            *("small.yaml", "--address", f"ray://{cluster.head}:10001", "--name", "outside"),
+            *("--methods", "full", "--set", "search.trials=2", "--set", "confirm.seeds=0"),
+        ]
+    )
+    trials = check_whole(cluster.site.shared / "runs" / "outside", 2)
+    assert set(trials.status) == {"completed"}
+    assert "Best trial of each method" in done.stdout
+
+
+def test_a_job_uses_a_host_that_joins_and_outlives_one_that_leaves(cluster: Cluster) -> None:
+    desk, directory = cluster.site.desk, cluster.site.shared / "runs" / "job"
+    tunnel = desk.start(f"cd {REPOSITORY}; exec ray dashboard {cluster.file}")
+    wait_for(lambda: not desk.run("curl -s 127.0.0.1:8265", check=False).returncode)
+    job = desk.start(
+        f"cd {REPOSITORY}; RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir ."
+        f" -- python -m orchestrator.run {ONLY}/small.yaml --name job --set search.trials=7"
+    )
+    wait_for(lambda: nodes_of(directory) == {"host1", "host2", "host3"})
+    cluster.workers.append(cluster.site.add_host(4))
+    cluster.write()
+    cluster.ray(f"up -y --no-restart {cluster.file}", timeout=120)
+    wait_for(lambda: "host4" in nodes_of(directory))
+    cluster.site.hosts[cluster.workers[1]].stop()
+    printed, _ = job.communicate(timeout=180)
+    tunnel.terminate()
+    assert job.returncode == 0, printed
+    trials = check_whole(directory, 16)
+    lost = trials[trials.status != "completed"]
+    assert len(lost) <= 1
+    assert set(lost.node) <= {"host3"}
+
+
+def test_ray_down_ends_it_everywhere(cluster: Cluster) -> None:
+    cluster.ray(f"down -y {cluster.file}", timeout=120)
+    running = [host for address, host in cluster.site.hosts.items() if address != cluster.workers[1]]
+    # Workers end when they have missed the head for a minute.
+    wait_for(lambda: not any(host.run("pgrep raylet", check=False).stdout for host in running), 120)

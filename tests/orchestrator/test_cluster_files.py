@@ -142,3 +142,19 @@ def test_the_image_of_the_rayjob() -> None:
     assert PACKAGES | {"constraints.txt", "pyproject.toml", "README.md", "experiments"} == copied
     assert all((REPOSITORY / name).exists() for name in copied)
     assert "RUN pip install --no-cache-dir -c constraints.txt -e ." in lines
+
+
+def test_commands_of_the_documentation_are_right() -> None:
+    text = (REPOSITORY / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"python -m orchestrator\.run ([^'`\n]+)", text)
+    assert len(commands) > 4
+    for command in commands:
+        options = make_parser().parse_args(shlex.split(command))
+        if options.experiment == Path("experiments/sst2.yaml"):
+            load_experiment(REPOSITORY / options.experiment, options.overrides)
+        else:
+            assert str(options.experiment) == "FILE"
+    assert all(
+        (REPOSITORY / name).is_file()
+        for name in re.findall(r"clusters/[\w-]+\.yaml|clusters/Dockerfile", text)
+    )
