@@ -17,6 +17,7 @@ import ray
 import torch
 import yaml
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.services import find_node_ids
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,8 +27,8 @@ from orchestrator.experiment import Experiment, ResourceSettings
 CONNECT_SECONDS = 10
 """How long an address may take to answer."""
 
-STORAGE_SECONDS = 60
-"""How long all nodes together may take to say whether they see the run directory."""
+ANSWER_SECONDS = 60
+"""How long nodes may take to say whether they see a path."""
 
 ADDRESSES = (
     "expected 'auto' or HOST:PORT on a node of a running cluster, or ray://HOST:PORT from elsewhere"
@@ -96,7 +97,7 @@ def connect(address: str | None) -> Cluster:
     if address is None:
         context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
     else:
-        _check_answers(where, address)
+        _check_address(where, address)
         try:
             context = ray.init(
                 address, runtime_env=_runtime_env(), log_to_driver=True, logging_level=logging.ERROR
@@ -139,40 +140,54 @@ def node_types() -> tuple[Node, ...]:
     return tuple(
         Node(name, float(kind["resources"].get("CPU", 0)), float(kind["resources"].get("GPU", 0)))
         for name, kind in types.items()
-        if kind.get("max_workers", 0) > 0
+        if kind.get("max_workers", 0) > 0 and kind["resources"]
     )
 
 
-def check_storage(experiment: Experiment, where: str) -> None:
-    """Refuse a storage directory that not all nodes see: workers write checkpoints there.
+def check_shared(experiment: Experiment, where: str) -> None:
+    """Refuse what not all nodes see, where they must: workers write checkpoints below ``storage``.
 
     Raises:
         ExperimentError: naming the nodes that do not see it.
     """
-    storage = Path(experiment.storage).expanduser()
-    if WORKING_DIRECTORIES in storage.absolute().parts:
+    storage = Path(experiment.storage).expanduser().absolute()
+    if WORKING_DIRECTORIES in storage.parts:
         raise ExperimentError(
             [f"{where}: storage: {storage} is in a job's own directory, which Ray removes; {SHARED_STORAGE}"]
         )
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     storage.mkdir(parents=True, exist_ok=True)
-    token = storage.absolute() / f".seen-{uuid.uuid4().hex}"
+    token = storage / f".seen-{uuid.uuid4().hex}"
     token.touch()
     try:
-        on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        answers = [_sees.options(scheduling_strategy=one).remote(str(token)) for one in on]
-        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=STORAGE_SECONDS)
-        blind = [
-            node["NodeManagerAddress"]
-            for node, answer in zip(nodes, answers, strict=True)
-            if answer not in ready or not ray.get(answer)
-        ]
+        blind = _nodes_without(token)
     finally:
         token.unlink()
-    if blind:
-        raise ExperimentError(
-            [f"{where}: storage: {storage.absolute()} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"]
+    problems = [f"storage: {storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"] if blind else []
+    model = Path(experiment.model.path).expanduser().absolute()
+    if experiment.model.trust_remote_code and model.is_dir() and (blind := _nodes_without(model)):
+        problems.append(
+            f"model.path: {model} has Python code that each node reads, and is not seen by {', '.join(blind)}"
         )
+    if problems:
+        raise ExperimentError([f"{where}: {problem}" for problem in problems])
+
+
+def _nodes_without(path: Path) -> list[str]:
+    """Return the addresses of the nodes on which a path does not exist."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [_exists.options(scheduling_strategy=one).remote(str(path)) for one in on]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
+    return [
+        node["NodeManagerAddress"]
+        for node, answer in zip(nodes, answers, strict=True)
+        if answer not in ready or not ray.get(answer)
+    ]
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _exists(path: str) -> bool:
+    return Path(path).exists()
 
 
 def check_directory(directory: Path) -> None:
@@ -185,11 +200,6 @@ def check_directory(directory: Path) -> None:
         raise FileNotFoundError(f"{directory} is not seen by {socket.gethostname()}; {SHARED_STORAGE}")
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _sees(path: str) -> bool:
-    return Path(path).exists()
-
-
 def _where(address: str | None) -> tuple[str, str | None]:
     """Return what messages name as the place of an address, and the address."""
     if address is not None:
@@ -198,21 +208,22 @@ def _where(address: str | None) -> tuple[str, str | None]:
     return f"RAY_ADDRESS={variable}", variable or None
 
 
-def _check_answers(where: str, address: str) -> None:
-    """Find out within seconds whether anything listens; Ray itself would try for much longer."""
-    if "://" not in address and ":" not in address:
-        return  # "auto": Ray looks on this machine
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or not port or parts.scheme not in ("", "ray"):
-        raise ExperimentError([f"{where}: not an address; {ADDRESSES}"])
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ExperimentError([f"{where}: nothing answers there: {error}; {ADDRESSES}"]) from None
+def _check_address(where: str, address: str) -> None:
+    """Find out at once what Ray would try for a minute or more: whether anything is there to join."""
+    if address != "auto":
+        try:
+            parts = urlsplit(address if "://" in address else f"//{address}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if not host or not port or parts.scheme not in ("", "ray"):
+            raise ExperimentError([f"{where}: not an address; {ADDRESSES}"])
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ExperimentError([f"{where}: nothing answers there: {error}; {ADDRESSES}"]) from None
+    if "://" not in address and not find_node_ids():
+        raise ExperimentError([f"{where}: this machine is no node of a running Ray cluster; {ADDRESSES}"])
 
 
 def _runtime_env() -> dict[str, Any] | None:
@@ -241,6 +252,4 @@ def _reason(error: Exception) -> str:
         return (
             "the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
         )
-    if "none of these match this node" in text or "raylet" in text.lower():
-        return f"this machine is no node of that cluster; {ADDRESSES}"
     return f"{(text or type(error).__name__).splitlines()[0]}; {ADDRESSES}"

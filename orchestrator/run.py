@@ -185,7 +185,7 @@ def _prepare_again(
 
 def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cluster | None:
     """Join the cluster, where one is named, and refuse what it or this machine has no room for."""
-    from orchestrator.cluster import check_storage, connect, names_cluster, node_types, this_machine
+    from orchestrator.cluster import check_shared, connect, names_cluster, node_types, this_machine
     from orchestrator.prepare import check_resources
 
     if not names_cluster(options.address):
@@ -194,7 +194,7 @@ def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cl
     cluster = connect(options.address)
     check_resources(experiment, [*cluster.nodes, *node_types()], where)
     if not options.dry_run:
-        check_storage(experiment, where)
+        check_shared(experiment, where)
     return cluster
 
 

@@ -139,8 +139,8 @@ def test_three_nodes_are_up_and_only_who_has_the_token_is_let_in(cluster: Cluste
 
 REFUSED = {
     "nothing there": (["--address", "10.77.0.99:6379"], "nothing answers there"),
-    "not a node": (["--address", "10.77.0.1:6379"], "this machine is no node of that cluster"),
-    "no cluster here": (["--address", "auto"], "Could not find any running Ray instance"),
+    "not a node": (["--address", "10.77.0.1:6379"], "this machine is no node of a running Ray cluster"),
+    "no cluster here": (["--address", "auto"], "this machine is no node of a running Ray cluster"),
 }
 
 
