@@ -9,13 +9,17 @@ VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 
-.PHONY: run test lint types format constraints
+.PHONY: run test test-cluster lint types format constraints
 
 run: $(READY)
 	@$(RUN) -m orchestrator.run $(ARGS)
 
 test: $(READY)
 	@$(RUN) -m pytest $(ARGS)
+
+# Needs root, network namespaces and sshd; where they are missing it is skipped and says so.
+test-cluster: $(READY)
+	@$(RUN) -m pytest -m cluster -rs tests/cluster $(ARGS)
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

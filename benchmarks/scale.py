@@ -99,7 +99,7 @@ def measure(trials: int, slots: int, profile: Path | None) -> Measured:
         )
         directory = experiment.run_directory
         directory.mkdir()
-        connect()
+        connect(None)
         nothing = ray.put(None)
         inputs = SleepingInputs(experiment, directory, nothing, nothing, nothing)
         provenance = Provenance("", "none", "", {}, None, {}, ())

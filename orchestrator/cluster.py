@@ -1,66 +1,262 @@
-"""The Ray cluster: this machine, or the one RAY_ADDRESS names."""
+"""The Ray cluster: this machine, or the one that --address or RAY_ADDRESS names."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
+import re
+import socket
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import torch
+import yaml
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.services import find_node_ids
+from ray.exceptions import AuthenticationError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ExperimentError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, ResourceSettings
+
+CONNECT_SECONDS = 10
+"""How long an address may take to answer."""
+
+ANSWER_SECONDS = 60
+"""How long nodes may take to say whether they see a path."""
+
+ADDRESSES = (
+    "expected 'auto' or HOST:PORT on a node of a running cluster, or ray://HOST:PORT from elsewhere"
+    " (Ray's client port, 10001)"
+)
+
+SHARED_STORAGE = "expected a directory that all nodes share (EFS, NFS): set storage to one"
+
+PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
+"""What workers need of the project."""
+
+WORKING_DIRECTORIES = "working_dir_files"
+"""The directory of a node in which Ray unpacks what jobs bring along."""
+
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+"""Where ``ray up`` leaves the cluster's configuration on the head."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of a cluster, or one that the autoscaler would add."""
+
+    name: str
+    cpus: float
+    gpus: float
+    memory: float = math.inf  # bytes for workers, the object store apart; infinite until Ray runs there
+
+    def slots(self, resources: ResourceSettings) -> int:
+        """Say how many trials it has room for at once."""
+        fits = [int(self.cpus / resources.cpus_per_trial + 1e-9)]
+        if resources.gpus_per_trial:
+            fits.append(int(self.gpus / resources.gpus_per_trial + 1e-9))
+        if resources.memory_per_trial is not None and self.memory < math.inf:
+            fits.append(int(self.memory // resources.memory_per_trial))
+        return min(fits)
 
 
 @dataclass(frozen=True)
 class Cluster:
     """What trials run on."""
 
-    cpus: float
-    gpus: float
-    memory: float  # bytes for workers, the object store apart
+    nodes: tuple[Node, ...]
+    is_joined: bool  # it was there before the run, and may get or lose nodes meanwhile
     dashboard: str | None  # address of the Ray dashboard's page
 
+    def slots(self, experiment: Experiment) -> int:
+        """Say how many trials run at once on the nodes that are there."""
+        resources = experiment.resources
+        fits = sum(node.slots(resources) for node in self.nodes)
+        return max(1, min(fits, resources.max_concurrent or fits))
 
-def available_resources() -> tuple[float, float]:
-    """Count this machine's CPUs and GPUs; a cluster's are not known before it is joined."""
-    if os.environ.get("RAY_ADDRESS"):
-        return float("inf"), float("inf")
-    return float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    def limit(self, experiment: Experiment) -> int | None:
+        """Return the most trials at once; None is as many as fit, also on nodes that join meanwhile."""
+        return experiment.resources.max_concurrent if self.is_joined else self.slots(experiment)
 
 
-def connect() -> Cluster:
-    """Start Ray on this machine, or join the cluster RAY_ADDRESS names."""
+def connect(address: str | None) -> Cluster:
+    """Join the cluster at an address or the one RAY_ADDRESS names, or start Ray on this machine.
+
+    Arguments:
+        address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``, as ``ray.init`` takes it.
+
+    Raises:
+        ExperimentError: if it cannot be joined.
+    """
+    where, address = _where(address)
     # What workers print comes here, and so to the run's log.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
-    resources = ray.cluster_resources()
+    if address is None:
+        context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
+    else:
+        _check_address(where, address)
+        try:
+            context = ray.init(
+                address, runtime_env=_runtime_env(), log_to_driver=True, logging_level=logging.ERROR
+            )
+        except Exception as error:
+            raise ExperimentError([f"{where}: {_reason(error)}"]) from error
     dashboard = getattr(context, "dashboard_url", None)
     return Cluster(
-        cpus=resources.get("CPU", 0.0),
-        gpus=resources.get("GPU", 0.0),
-        memory=resources.get("memory", 0.0),
+        nodes=alive_nodes(),
+        is_joined=address is not None,
         dashboard=f"http://{dashboard}" if dashboard else None,
     )
 
 
-def slots(experiment: Experiment, cluster: Cluster) -> int:
-    """Say how many trials run at once on a cluster.
+def names_cluster(address: str | None) -> bool:
+    """Say whether a run joins a cluster, and so does not know its resources before."""
+    return _where(address)[1] is not None
+
+
+def this_machine() -> Node:
+    """Describe the machine that Ray will be started on."""
+    return Node("this machine", float(os.cpu_count() or 1), float(torch.cuda.device_count()))
+
+
+def alive_nodes() -> tuple[Node, ...]:
+    """Describe the nodes of the cluster that was joined."""
+    return tuple(
+        Node(
+            node["NodeManagerAddress"],
+            *(node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU", "memory")),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def node_types() -> tuple[Node, ...]:
+    """Describe what the autoscaler may add, if this machine is the head of a cluster that ``ray up`` made."""
+    file = BOOTSTRAP.expanduser()
+    if not file.is_file():
+        return ()
+    types = yaml.safe_load(file.read_text()).get("available_node_types", {})
+    return tuple(
+        Node(name, float(kind["resources"].get("CPU", 0)), float(kind["resources"].get("GPU", 0)))
+        for name, kind in types.items()
+        if kind.get("max_workers", 0) > 0 and kind["resources"]
+    )
+
+
+def check_shared(experiment: Experiment, where: str) -> None:
+    """Refuse what not all nodes see, where they must: workers write checkpoints below ``storage``.
 
     Raises:
-        ExperimentError: if one asks for more memory than there is.
+        ExperimentError: naming the nodes that do not see it.
     """
-    resources = experiment.resources
-    fits = [int(cluster.cpus // resources.cpus_per_trial)]
-    if resources.gpus_per_trial:
-        fits.append(int(cluster.gpus / resources.gpus_per_trial + 1e-9))
-    if resources.memory_per_trial is not None:
-        if resources.memory_per_trial > cluster.memory:
-            asked, there = resources.memory_per_trial / 1e9, cluster.memory / 1e9
-            problem = f"asks for {asked:.2f} GB, but the cluster has {there:.2f} GB for workers"
-            raise ExperimentError([f"resources.memory_per_trial: {problem}"])
-        fits.append(int(cluster.memory // resources.memory_per_trial))
-    if resources.max_concurrent is not None:
-        fits.append(resources.max_concurrent)
-    return max(1, min(fits))
+    storage = Path(experiment.storage).expanduser().absolute()
+    if WORKING_DIRECTORIES in storage.parts:
+        raise ExperimentError(
+            [f"{where}: storage: {storage} is in a job's own directory, which Ray removes; {SHARED_STORAGE}"]
+        )
+    storage.mkdir(parents=True, exist_ok=True)
+    token = storage / f".seen-{uuid.uuid4().hex}"
+    token.touch()
+    try:
+        blind = _nodes_without(token)
+    finally:
+        token.unlink()
+    problems = [f"storage: {storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"] if blind else []
+    model = Path(experiment.model.path).expanduser().absolute()
+    if experiment.model.trust_remote_code and model.is_dir() and (blind := _nodes_without(model)):
+        problems.append(
+            f"model.path: {model} has Python code that each node reads, and is not seen by {', '.join(blind)}"
+        )
+    if problems:
+        raise ExperimentError([f"{where}: {problem}" for problem in problems])
+
+
+def _nodes_without(path: Path) -> list[str]:
+    """Return the addresses of the nodes on which a path does not exist."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [_exists.options(scheduling_strategy=one).remote(str(path)) for one in on]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
+    return [
+        node["NodeManagerAddress"]
+        for node, answer in zip(nodes, answers, strict=True)
+        if answer not in ready or not ray.get(answer)
+    ]
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse, on a node that joined during a run, to train what nobody would see.
+
+    Raises:
+        FileNotFoundError: if this node does not see the run directory.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is not seen by {socket.gethostname()}; {SHARED_STORAGE}")
+
+
+def _where(address: str | None) -> tuple[str, str | None]:
+    """Return what messages name as the place of an address, and the address."""
+    if address is not None:
+        return f"--address {address}", address
+    variable = os.environ.get("RAY_ADDRESS")
+    return f"RAY_ADDRESS={variable}", variable or None
+
+
+def _check_address(where: str, address: str) -> None:
+    """Find out at once what Ray would try for a minute or more: whether anything is there to join."""
+    if address != "auto":
+        try:
+            parts = urlsplit(address if "://" in address else f"//{address}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if not host or not port or parts.scheme not in ("", "ray"):
+            raise ExperimentError([f"{where}: not an address; {ADDRESSES}"])
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ExperimentError([f"{where}: nothing answers there: {error}; {ADDRESSES}"]) from None
+    if "://" not in address and not find_node_ids():
+        raise ExperimentError([f"{where}: this machine is no node of a running Ray cluster; {ADDRESSES}"])
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """Return what carries the project's code to the workers."""
+    if _job_working_dir():
+        return None
+    everything_but = ["/*", "!.", *(f"!/{name}" for name in PACKAGES), "__pycache__"]
+    return {"working_dir": str(Path(__file__).parents[1]), "excludes": everything_but}
+
+
+def _job_working_dir() -> str | None:
+    """Return the working directory that a submitted job, if this is one, has brought along."""
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    working_dir: str | None = (job.get("runtime_env") or {}).get("working_dir")
+    return working_dir
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a cluster cannot be joined."""
+    text = str(error).strip()
+    if "Version mismatch" in text:
+        versions = re.findall(r"(Ray|Python): (\S+)", text)
+        there, here = (" and ".join(map(" ".join, some)) for some in (versions[:2], versions[2:]))
+        return f"the cluster runs {there}, this program {here}; expected the same on both sides"
+    if isinstance(error, AuthenticationError):
+        return (
+            "the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
+        )
+    return f"{(text or type(error).__name__).splitlines()[0]}; {ADDRESSES}"

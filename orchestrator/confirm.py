@@ -34,7 +34,7 @@ def confirm_trials(trials: list[TrialHistory], methods: list[str], seeds: int) -
     ]
 
 
-def confirm(inputs: Inputs, recorder: Recorder, concurrent: int) -> bool:
+def confirm(inputs: Inputs, recorder: Recorder, concurrent: int | None) -> bool:
     """Run the confirm phase; what the recorder has is not run again. Say whether it came to its end."""
     experiment = inputs.experiment
     planned = confirm_trials(recorder.of_phase("search"), list(experiment.methods), experiment.confirm.seeds)

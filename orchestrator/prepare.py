@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
@@ -13,6 +13,9 @@ from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from orchestrator.cluster import Node
 
 
 @dataclass(frozen=True)
@@ -90,30 +93,37 @@ def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -
         raise ExperimentError(problems)
 
 
-def check_resources(experiment: Experiment, cpus: float, gpus: float, where: str = "experiment") -> None:
-    """Refuse trials that no machine of the cluster has room for.
+def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = "experiment") -> None:
+    """Refuse trials that no node has room for: a trial does not spread over several.
 
     Arguments:
         experiment: what asks.
-        cpus: CPU cores there are.
-        gpus: GPUs there are.
+        nodes: this machine, or the nodes of a cluster.
         where: what messages name as the place of the settings.
 
     Raises:
         ExperimentError: naming what is asked for and what there is.
     """
     resources = experiment.resources
+    if any(node.slots(resources) for node in nodes):
+        return
+    owner = f"{nodes[0].name} has" if len(nodes) == 1 else f"the largest of {len(nodes)} nodes has"
     asked = {
-        "cpus_per_trial": (resources.cpus_per_trial, cpus),
-        "gpus_per_trial": (resources.gpus_per_trial, gpus),
+        "cpus_per_trial": (resources.cpus_per_trial, max(node.cpus for node in nodes), ""),
+        "gpus_per_trial": (resources.gpus_per_trial, max(node.gpus for node in nodes), ""),
+        "memory_per_trial": (resources.memory_per_trial or 0, max(node.memory for node in nodes), " bytes"),
     }
     problems = [
-        InputError(f"resources.{key}", f"asks for {wanted:g}, but this machine has {there:g}")
-        for key, (wanted, there) in asked.items()
+        InputError(f"resources.{key}", f"asks for {wanted:.12g}{unit}, but {owner} {there:.12g}{unit}")
+        for key, (wanted, there, unit) in asked.items()
         if wanted > there
     ]
-    if problems:
-        raise _error(problems, where)
+    if not problems:
+        known = "; ".join(
+            f"{node.name} {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory:.12g} bytes" for node in nodes
+        )
+        problems = [InputError("resources", f"no node has what one trial asks for; there are {known}")]
+    raise _error(problems, where)
 
 
 def _wrong_target_modules(experiment: Experiment, base: BaseModel) -> list[InputError]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from orchestrator.cluster import Cluster, connect, slots
+from orchestrator.cluster import Cluster, alive_nodes, node_types
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.fitting import MARGIN, fit
@@ -50,13 +50,14 @@ class Fitted:
 
 
 def fit_resources(
-    experiment: Experiment, prepared: Prepared, report: Callable[[str], None], where: str
+    experiment: Experiment, prepared: Prepared, cluster: Cluster, report: Callable[[str], None], where: str
 ) -> Fitted:
     """Measure every method's memory on the cluster, and set the experiment's resources from it.
 
     Arguments:
         experiment: with ``resources: auto``.
         prepared: what trials share.
+        cluster: where they will run.
         report: is told what takes long.
         where: what messages name as the place of the settings.
 
@@ -64,19 +65,15 @@ def fit_resources(
         ExperimentError: naming the methods that do not fit.
     """
     report(f"resources: auto: measuring {', '.join(experiment.methods)}, each in a process of its own")
-    cluster = connect()
     try:
-        inputs = share(experiment, prepared, experiment.run_directory)
-        peaks = _probe_all(inputs, prepared, cluster)
-        node_memory = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-        found = fit(peaks, node_memory)
+        peaks = _probe_all(share(experiment, prepared, experiment.run_directory), prepared, cluster)
+        nodes = alive_nodes()  # a probe may have been waited for by a node that joined
+        found = fit(peaks, max(node.memory for node in nodes))
     except ExperimentError as error:
         raise ExperimentError([f"{where}: {problem}" for problem in error.problems]) from None
-    finally:
-        ray.shutdown()
     resources = experiment.resources.model_copy(update={"auto": False, **asdict(found)})
     fitted = experiment.model_copy(update={"resources": resources})
-    return Fitted(fitted, peaks, slots(fitted, cluster))
+    return Fitted(fitted, peaks, replace(cluster, nodes=nodes).slots(fitted))
 
 
 def _probe_all(inputs: Inputs, prepared: Prepared, cluster: Cluster) -> dict[str, Peak]:
@@ -116,7 +113,7 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
     """
     remote: Any = ray.remote(
         num_cpus=inputs.experiment.resources.cpus_per_trial,
-        num_gpus=1 if cluster.gpus else 0,
+        num_gpus=1 if any(node.gpus for node in (*cluster.nodes, *node_types())) else 0,
         max_calls=1,
         max_retries=0,
     )(probe)

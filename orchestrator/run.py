@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.cluster import Cluster
     from orchestrator.experiment import Experiment
     from orchestrator.prepare import Prepared
     from orchestrator.probing import Fitted
@@ -34,6 +36,8 @@ examples:
       continue a run that was interrupted; trials that ended are kept
   python -m orchestrator.run --reproduce runs/sst2-gpt2 lora-003
       train one recorded trial again and say whether it came out the same
+  python -m orchestrator.run experiments/sst2.yaml --address auto --set storage=/mnt/shared/runs
+      on the Ray cluster that this machine is a node of; docs/cluster.md says more
 
 Results are Parquet files: pandas.read_parquet("runs/NAME/trials.parquet").
 Exit status: 0 done, 1 a reproduction that differs or no trial finished, 2 wrong input, 130 interrupted.
@@ -65,6 +69,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, run nothing"
     )
+    parser.add_argument(
+        "--address",
+        metavar="auto|HOST:PORT|ray://HOST:PORT",
+        help="join this Ray cluster (also RAY_ADDRESS); without it, Ray starts on this machine",
+    )
     parser.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this directory")
     parser.add_argument(
         "--reproduce",
@@ -82,12 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone = [name for name in ("resume", "reproduce") if getattr(options, name)]
     if alone and (options.experiment or options.overrides or options.methods or options.name or alone[1:]):
         parser.error(f"--{alone[0]} takes everything from the run; expected no experiment and no settings")
+    if options.reproduce and options.address:
+        parser.error("--reproduce trains on this machine; expected no --address")
     # Imported after parsing, so that --help and a mistyped option answer at once.
     from orchestrator.errors import ExperimentError
 
     try:
         if options.reproduce:
             return _reproduce(Path(options.reproduce[0]), options.reproduce[1])
+        if (options.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
+            return _run_on_head(options)
         return _run(options)
     except ExperimentError as error:
         print(error, file=sys.stderr)
@@ -103,9 +116,12 @@ def _run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryFile() as chatter:
         with quiet(chatter) as console:
             prepare = _prepare_again if options.resume else _prepare
-            experiment, prepared, finished = prepare(options, console)
-            fitted = _fit(experiment, prepared, options, console) if experiment.resources.auto else None
-            experiment = fitted.experiment if fitted else experiment
+            experiment, prepared, finished, cluster = prepare(options, console)
+            fitted = None
+            if experiment.resources.auto:
+                assert cluster is not None
+                fitted = _fit(experiment, prepared, cluster, options, console)
+                experiment = fitted.experiment
             if options.dry_run:
                 from orchestrator.plan import plan, render
 
@@ -121,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
             log.flush()
             with quiet(log) as console:
                 try:
-                    return _run_phases(experiment, prepared, finished, console)
+                    return _run_phases(experiment, prepared, finished, cluster, console)
                 except KeyboardInterrupt:
                     command = f"python -m orchestrator.run --resume {shlex.quote(str(directory))}"
                     said = f"interrupted; what finished is kept. Continue with: {command}"
@@ -129,25 +145,38 @@ def _run(options: argparse.Namespace) -> int:
                     return 130
 
 
-def _fit(experiment: Experiment, prepared: Prepared, options: argparse.Namespace, console: Console) -> Fitted:
+def _fit(
+    experiment: Experiment,
+    prepared: Prepared,
+    cluster: Cluster,
+    options: argparse.Namespace,
+    console: Console,
+) -> Fitted:
     """Measure what trials need, before the run's directory is there."""
     from orchestrator.probing import fit_resources
 
     where = str(options.experiment or "built-in experiment")
-    fitted = fit_resources(experiment, prepared, console.print, where)
+    fitted = fit_resources(experiment, prepared, cluster, console.print, where)
     if not options.dry_run:
         for line in fitted.lines:
             console.print(line, highlight=False)
     return fitted
 
 
+def _run_on_head(options: argparse.Namespace) -> int:
+    from orchestrator.client import run_on_head
+    from orchestrator.quiet import quiet
+
+    with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
+        return run_on_head(options, lambda text: console.out(text, end="", highlight=False))
+
+
 def _prepare(
     options: argparse.Namespace, console: Console
-) -> tuple[Experiment, Prepared, list[TrialHistory]]:
-    """Check everything that can be checked before Ray starts."""
-    from orchestrator.cluster import available_resources
+) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
+    """Check everything that can be checked before Ray starts on this machine, or the cluster is used."""
     from orchestrator.loading import load_experiment, with_free_name
-    from orchestrator.prepare import check_resources, check_run_directory, prepare
+    from orchestrator.prepare import check_run_directory, prepare
 
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
     where = str(options.experiment or "built-in experiment")
@@ -156,31 +185,55 @@ def _prepare(
         experiment = with_free_name(experiment)
     if not options.dry_run:
         check_run_directory(experiment, where)
-    check_resources(experiment, *available_resources(), where)
-    return experiment, prepare(experiment, console.print, where), []
+    cluster = _join(options, experiment, where)
+    return experiment, prepare(experiment, console.print, where), [], cluster
 
 
 def _prepare_again(
     options: argparse.Namespace, console: Console
-) -> tuple[Experiment, Prepared, list[TrialHistory]]:
+) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
     """Read what an interrupted run was, and what it had finished."""
-    from orchestrator.cluster import available_resources
-    from orchestrator.prepare import check_fingerprints, check_resources, prepare
+    from orchestrator.prepare import check_fingerprints, prepare
     from orchestrator.resume import finished_trials, read_run
 
     where = str(options.resume)
     experiment = read_run(options.resume)
-    check_resources(experiment, *available_resources(), where)
+    cluster = _join(options, experiment, where)
     prepared = prepare(experiment, console.print, where)
     finished, rows = finished_trials(options.resume, experiment, prepared.data.labels)
     if rows:
         check_fingerprints(rows[0], prepared, where)
     console.print(f"{where}: {len(finished)} trials are done", highlight=False)
-    return experiment, prepared, finished
+    return experiment, prepared, finished, cluster
+
+
+def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cluster | None:
+    """Join the cluster, where one is named, and refuse what it or this machine has no room for.
+
+    On this machine Ray starts after all checks, but where memory matters: how much there is for workers, Ray
+    says.
+    """
+    from orchestrator.cluster import check_shared, connect, names_cluster, node_types, this_machine
+    from orchestrator.prepare import check_resources
+
+    joins = names_cluster(options.address)
+    if not joins:
+        check_resources(experiment, [this_machine()], where)
+        if not experiment.resources.auto and experiment.resources.memory_per_trial is None:
+            return None
+    cluster = connect(options.address)
+    check_resources(experiment, [*cluster.nodes, *node_types()], where)
+    if joins and not options.dry_run:
+        check_shared(experiment, where)
+    return cluster
 
 
 def _run_phases(
-    experiment: Experiment, prepared: Prepared, finished: Sequence[TrialHistory], console: Console
+    experiment: Experiment,
+    prepared: Prepared,
+    finished: Sequence[TrialHistory],
+    cluster: Cluster | None,
+    console: Console,
 ) -> int:
     """Search, confirm, show what came out, and return the exit status.
 
@@ -189,7 +242,7 @@ def _run_phases(
     """
     import ray
 
-    from orchestrator.cluster import connect, slots
+    from orchestrator.cluster import connect
     from orchestrator.confirm import confirm
     from orchestrator.progress import Display, time_spent
     from orchestrator.provenance import collect_provenance
@@ -202,10 +255,10 @@ def _run_phases(
 
     directory = experiment.run_directory
     console.print(f"{experiment.name}: results and log.txt in {directory}", highlight=False, soft_wrap=True)
-    cluster = connect()
+    cluster = cluster or connect(None)
     if cluster.dashboard:
         console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
-    concurrent = slots(experiment, cluster)
+    concurrent = cluster.limit(experiment)
     started = time.time()
     try:
         with Display(console, experiment, finished) as display:
@@ -221,8 +274,9 @@ def _run_phases(
     results = load(directory)
     console.print(render(results))
     here = [trial for trial in recorder.trials.values() if trial.starts_after(started)]
-    if here:
-        console.print(time_spent(here, concurrent, started, time.time() - started), highlight=False)
+    if here and not cluster.is_joined:  # whose nodes come and go
+        slots = cluster.slots(experiment)
+        console.print(time_spent(here, slots, started, time.time() - started), highlight=False)
     console.print(f'pandas.read_parquet("{directory}/trials.parquet")', highlight=False, soft_wrap=True)
     if not is_whole:
         raise KeyboardInterrupt

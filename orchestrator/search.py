@@ -47,15 +47,16 @@ def make_brackets(experiment: Experiment, purse: Purse | None) -> MethodBrackets
     return MethodBrackets(brackets, purse)
 
 
-def search(inputs: Inputs, recorder: Recorder, concurrent: int) -> bool:
+def search(inputs: Inputs, recorder: Recorder, concurrent: int | None) -> bool:
     """Run the search phase, and say whether it came to its end.
 
     Arguments:
         inputs: what trials read.
         recorder: journals what trials report. What it has already is not run again: studies, brackets
             and purses are told.
-        concurrent: most trials at once. Suggestions wait for a free slot, so that with one slot each
-            study has seen all its earlier results, and the run is deterministic.
+        concurrent: most trials at once; None is as many as fit. With a number, suggestions wait for a free
+            slot, so that with one slot each study has seen all its earlier results, and the run is
+            deterministic.
     """
     experiment = inputs.experiment
     finished = recorder.of_phase("search")

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import ObjectRef, tune
 
+from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
@@ -69,6 +70,7 @@ class TrialWorker(tune.Trainable):
 
     def _run(self, assignment: Assignment) -> Iterator[Evaluation]:
         spec = self._inputs.experiment.trial_spec(assignment)
+        check_directory(self._inputs.directory)
         # The search never sees the test split.
         test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
         checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id

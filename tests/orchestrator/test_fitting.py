@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster import Cluster, slots
+from orchestrator.cluster import Cluster, Node
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.fitting import MARGIN, MOST_PER_GPU, fit
+from orchestrator.prepare import check_resources
 from trainables.probe import Peak
 
 GB = 10**9
@@ -78,10 +79,12 @@ def test_what_does_not_fit_is_named() -> None:
 @pytest.mark.parametrize(("memory", "count"), [(2 * GB, 4), (6 * GB, 2), (16 * GB, 1)])
 def test_memory_limits_how_many_trials_run_at_once(memory: int, count: int) -> None:
     experiment = Experiment.model_validate({"resources": {"memory_per_trial": memory}})
-    assert slots(experiment, Cluster(cpus=4, gpus=0, memory=16 * GB, dashboard=None)) == count
+    assert Cluster((Node("one", 4, 0, 16 * GB),), is_joined=False, dashboard=None).slots(experiment) == count
 
 
 def test_a_trial_that_asks_for_more_memory_than_there_is_is_refused() -> None:
     experiment = Experiment.model_validate({"resources": {"memory_per_trial": 17 * GB}})
-    with pytest.raises(ExperimentError, match=r"memory_per_trial: asks for 17\.00 GB, but .* has 16\.00 GB"):
-        slots(experiment, Cluster(cpus=4, gpus=0, memory=16 * GB, dashboard=None))
+    with pytest.raises(
+        ExperimentError, match=r"memory_per_trial: asks for 17\d+ bytes, but one has 16\d+ bytes"
+    ):
+        check_resources(experiment, [Node("one", 4, 0, 16 * GB)])

@@ -1,0 +1,93 @@
+"""A run started from outside its cluster (``ray://``): it runs on the head, and what it prints comes here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ray
+
+from orchestrator.cluster import connect
+from orchestrator.errors import ExperimentError
+
+
+def run_on_head(options: argparse.Namespace, report: Callable[[str], object]) -> int:
+    """Run a command line on the head of the cluster at its address and return the exit status there.
+
+    The experiment's file goes along. Whatever else it names is the head's: data, models, storage.
+
+    Arguments:
+        options: the command line.
+        report: is given what it prints.
+
+    Raises:
+        ExperimentError: if the cluster cannot be joined, or the file cannot be read.
+    """
+    connect(options.address)
+    command = Command.remote(*_command_line(options))
+    waiting = command.read.remote()
+    while True:
+        try:
+            printed = ray.get(waiting)
+            waiting = command.read.remote()
+        except KeyboardInterrupt:
+            command.interrupt.remote()
+            continue
+        if not printed:
+            return ray.get(command.status.remote())
+        report(printed.decode(errors="replace"))
+
+
+@ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_concurrency=2)
+class Command:
+    """The command as a process of the head: a driver like any other, which journals and can be interrupted.
+
+    Arguments:
+        arguments: what follows ``python -m orchestrator.run``.
+        files: texts by the names under which arguments know them.
+    """
+
+    def __init__(self, arguments: Sequence[str], files: dict[str, str]) -> None:
+        for name, text in files.items():
+            Path(name).write_text(text)  # in this job's own working directory
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.run", *arguments, "--address", "auto"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert self._process.stdout
+        self._output = self._process.stdout.fileno()
+
+    def read(self) -> bytes:
+        """Wait for what the command prints next; nothing is its end."""
+        return os.read(self._output, 1 << 16)
+
+    def interrupt(self) -> None:
+        """Interrupt it, as Ctrl-C would."""
+        self._process.send_signal(signal.SIGINT)
+
+    def status(self) -> int:
+        """Return its exit status."""
+        return self._process.wait()
+
+
+def _command_line(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    arguments = [part for override in options.overrides for part in ("--set", override)]
+    arguments += [
+        f"--{name}={getattr(options, name)}"
+        for name in ("methods", "name", "resume")
+        if getattr(options, name)
+    ]
+    arguments += ["--dry-run"] if options.dry_run else []
+    if options.experiment is None:
+        return arguments, {}
+    try:
+        text = options.experiment.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError([f"{options.experiment}: could not be read: {error}"]) from None
+    return [options.experiment.name, *arguments], {options.experiment.name: text}

@@ -1,0 +1,231 @@
+"""What a user does with machines of their own, from `ray up` to `ray down`, on hosts made of namespaces."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hosts import HOME, REPOSITORY, Site, missing
+
+from results import load
+
+pytestmark = pytest.mark.cluster
+
+ONLY = HOME / "only"
+"""Where the head has what no other host has."""
+
+NODE = "ray start --num-cpus=1 --object-store-memory=100000000"
+
+
+class Cluster:
+    """A site, a copy of clusters/local.yaml for its hosts, and experiments for it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.file = site.directory / "cluster.yaml"
+        self.head, *self.workers = [site.add_host(number) for number in (1, 2, 3)]
+        self.write()
+
+    def write(self) -> None:
+        """Edit what clusters/local.yaml asks the user to choose; the virtual environment is there already."""
+        config = yaml.safe_load((REPOSITORY / "clusters" / "local.yaml").read_text())
+        config["provider"].update(head_ip=self.head, worker_ips=self.workers)
+        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.site.key)}
+        config["setup_commands"] = [line for line in config["setup_commands"] if "RAY_AUTH_MODE" in line]
+        for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+            config[key] = [line.replace("ray start", NODE) for line in config[key]]
+        self.file.write_text(yaml.safe_dump(config))
+
+    def ray(self, command: str, timeout: float = 60) -> str:
+        """Run a command of Ray's at the desk, in the checkout, and return what it prints."""
+        done = self.site.desk.run(f"cd {REPOSITORY}; ray {command}", timeout=timeout)
+        return done.stdout
+
+    def run_at_desk(self, arguments: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the program at the desk."""
+        program = f"PYTHONPATH={REPOSITORY} RAY_AUTH_MODE=token python -m orchestrator.run"
+        return self.site.desk.run(f"{program} {' '.join(arguments)}", timeout=120, check=check)
+
+    def on_head(self, command: str, timeout: float = 60) -> str:
+        """Run a command on the head, as a user would."""
+        return self.ray(f"exec {self.file} '{command}'", timeout)
+
+
+@pytest.fixture(scope="module")
+def cluster(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Iterator[Cluster]:
+    if reason := missing():
+        pytest.skip(reason)
+    directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/var/tmp"))
+    site = Site(directory)
+    try:
+        cluster = Cluster(site)
+        _give_to_head(cluster, model_directories["gpt2"], data_files)
+        site.desk.run("ray get-auth-token --generate")
+        cluster.ray(f"up -y {cluster.file}", timeout=120)
+        yield cluster
+    finally:
+        site.close()
+        shutil.rmtree(directory)
+
+
+def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
+    """Put model and data where no other host sees them, and the experiment also on the desk."""
+    head, passing = cluster.site.hosts[cluster.head], cluster.site.directory / "passing"
+    shutil.copytree(model, passing / "model")
+    for file in data.values():
+        shutil.copy(file, passing)
+    values = {
+        "name": "small",
+        "model": {"path": str(ONLY / "model")},
+        "data": {
+            "path": None,
+            "columns": ["sentence", "label"],
+            **{split: str(ONLY / file.name) for split, file in data.items()},
+        },
+        "training": {"epochs": 60, "batch_size": 4, "evaluations_per_epoch": 1},
+        "search": {"trials": 4, "early_stopping": "none"},
+        "confirm": {"seeds": 1},
+        "methods": {"full": {}, "lora": {"rank": [2, 4]}},
+        "storage": str(cluster.site.shared / "runs"),
+    }
+    for place in (passing, cluster.site.desk.home):
+        (place / "small.yaml").write_text(json.dumps(values))
+    head.run(f"set -e; mkdir {ONLY}; mount -t tmpfs tmpfs {ONLY}; cp -r {passing}/* {ONLY}")
+    shutil.rmtree(passing)
+
+
+def wait_for(what: Callable[[], object], seconds: float = 90) -> None:
+    """Look until it is so."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.5)
+
+
+def check_whole(directory: Path, trials: int) -> pd.DataFrame:
+    """Check a result set, and return its trials."""
+    results = load(directory)
+    assert len(results.trials) == trials
+    assert not set(results.trials.status) & {"running", "interrupted"}
+    kept = {f"checkpoints/{path.name}" for path in (directory / "checkpoints").iterdir()}
+    assert kept == set(results.checkpoints.path)
+    ended = results.metrics.groupby("trial_id").evaluation.max()
+    assert (results.trials.set_index("trial_id").evaluations.reindex(ended.index) == ended).all()
+    assert (directory / "report" / "index.html").is_file()
+    return results.trials
+
+
+def nodes_of(directory: Path) -> set[str]:
+    """Return the hosts whose trials have reported so far."""
+    rows = [json.loads(file.read_text())["trials"][0] for file in directory.glob("journal/*.json")]
+    return {row["node"] for row in rows if row["node"]}
+
+
+def test_three_nodes_are_up_and_only_who_has_the_token_is_let_in(cluster: Cluster) -> None:
+    wait_for(lambda: " 3 local.cluster.node" in cluster.on_head("ray status"))
+    head = cluster.site.hosts[cluster.head]
+    assert "127.0.0.1:8265" in head.run("ss -Hltn sport = :8265").stdout
+    refused = head.run("curl -s -o /dev/null -w %{http_code} 127.0.0.1:8265/api/version")
+    assert refused.stdout == "401"
+
+
+REFUSED = {
+    "nothing there": (["--address", "10.77.0.99:6379"], "nothing answers there"),
+    "not a node": (["--address", "10.77.0.1:6379"], "this machine is no node of a running Ray cluster"),
+    "no cluster here": (["--address", "auto"], "this machine is no node of a running Ray cluster"),
+}
+
+
+def test_a_cluster_that_cannot_be_joined_is_one_message(cluster: Cluster) -> None:
+    for arguments, message in REFUSED.values():
+        done = cluster.run_at_desk(arguments, check=False)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_version_is_one_message(cluster: Cluster) -> None:
+    old = 'import sys, ray; ray.__version__ = "2.9.0"; from orchestrator.run import main; sys.exit(main())'
+    expected = "the cluster runs Ray 2.60.0 and Python"
+    at_desk = cluster.site.desk.run(
+        f"cd {REPOSITORY}; RAY_AUTH_MODE=token python -c '{old}' --address ray://{cluster.head}:10001",
+        check=False,
+    )
+    on_head = cluster.site.hosts[cluster.head].run(
+        f"source .bashrc; cd finetune-comparison; python -c '{old}' {ONLY}/small.yaml --address auto",
+        check=False,
+    )
+    for done in (at_desk, on_head):
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert expected in done.stderr
+        assert "Ray 2.9.0" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_storage_that_not_all_nodes_see_is_refused(cluster: Cluster) -> None:
+    command = f"python -m orchestrator.run {ONLY}/small.yaml --address auto --set storage={ONLY}/runs"
+    done = cluster.site.hosts[cluster.head].run(
+        f"source .bashrc; cd finetune-comparison; {command}", check=False
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "is not seen by 10.77.0.2, 10.77.0.3" in done.stderr
+
+
+def test_a_run_on_the_head_uses_all_nodes(cluster: Cluster) -> None:
+    """No host but the head has the model, the data or the checkout."""
+    command = f"cd finetune-comparison && python -m orchestrator.run {ONLY}/small.yaml --address auto"
+    printed = cluster.on_head(command, 180)
+    directory = cluster.site.shared / "runs" / "small"
+    trials = check_whole(directory, 10)
+    assert set(trials.status) == {"completed"}
+    assert set(trials.node) == {"host1", "host2", "host3"}
+    assert f'pandas.read_parquet("{directory}/trials.parquet")' in printed
+
+
+def test_a_run_from_outside(cluster: Cluster) -> None:
+    done = cluster.run_at_desk(
+        [
+            *("small.yaml", "--address", f"ray://{cluster.head}:10001", "--name", "outside"),
+            *("--methods", "full", "--set", "search.trials=2", "--set", "confirm.seeds=0"),
+        ]
+    )
+    trials = check_whole(cluster.site.shared / "runs" / "outside", 2)
+    assert set(trials.status) == {"completed"}
+    assert "Best trial of each method" in done.stdout
+
+
+def test_a_job_uses_a_host_that_joins_and_outlives_one_that_leaves(cluster: Cluster) -> None:
+    desk, directory = cluster.site.desk, cluster.site.shared / "runs" / "job"
+    tunnel = desk.start(f"cd {REPOSITORY}; exec ray dashboard {cluster.file}")
+    wait_for(lambda: not desk.run("curl -s 127.0.0.1:8265", check=False).returncode)
+    job = desk.start(
+        f"cd {REPOSITORY}; RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir ."
+        f" -- python -m orchestrator.run {ONLY}/small.yaml --name job --set search.trials=7"
+    )
+    wait_for(lambda: nodes_of(directory) == {"host1", "host2", "host3"})
+    cluster.workers.append(cluster.site.add_host(4))
+    cluster.write()
+    cluster.ray(f"up -y --no-restart {cluster.file}", timeout=120)
+    wait_for(lambda: "host4" in nodes_of(directory))
+    cluster.site.hosts[cluster.workers[1]].stop()
+    printed, _ = job.communicate(timeout=180)
+    tunnel.terminate()
+    assert job.returncode == 0, printed
+    trials = check_whole(directory, 16)
+    lost = trials[trials.status != "completed"]
+    assert len(lost) <= 1
+    assert set(lost.node) <= {"host3"}
+
+
+def test_ray_down_ends_it_everywhere(cluster: Cluster) -> None:
+    cluster.ray(f"down -y {cluster.file}", timeout=120)
+    running = [host for address, host in cluster.site.hosts.items() if address != cluster.workers[1]]
+    # Workers end when they have missed the head for a minute.
+    wait_for(lambda: not any(host.run("pgrep raylet", check=False).stdout for host in running), 120)

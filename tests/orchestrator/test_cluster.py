@@ -1,0 +1,73 @@
+"""What fits on which nodes, and addresses at which no cluster is."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from orchestrator.cluster import Cluster, Node, connect
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
+from orchestrator.prepare import check_resources
+from orchestrator.run import main
+
+SMALL, LARGE, GPUS = Node("small", 2, 0), Node("large", 4, 0), Node("gpus", 1, 2)
+
+
+def asking(cpus: float, gpus: float = 0, concurrent: int | None = None) -> Experiment:
+    resources = {"cpus_per_trial": cpus, "gpus_per_trial": gpus, "max_concurrent": concurrent}
+    return Experiment.model_validate({"resources": resources})
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "slots"),
+    [(1, 0, 7), (2, 0, 3), (3, 0, 1), (4, 0, 1), (0.5, 0.5, 2), (0.25, 0.5, 4), (1, 1, 1), (0.1, 2, 1)],
+)
+def test_a_trial_fits_one_node(cpus: float, gpus: float, slots: int) -> None:
+    """Counted by hand: what is left over on one node is of no use to another."""
+    cluster = Cluster((SMALL, LARGE, GPUS), is_joined=True, dashboard=None)
+    assert cluster.slots(asking(cpus, gpus)) == slots
+    check_resources(asking(cpus, gpus), cluster.nodes)
+
+
+def test_a_cluster_that_may_grow_has_no_limit_but_the_users() -> None:
+    here, there = (Cluster((SMALL,), is_joined=joined, dashboard=None) for joined in (False, True))
+    assert [here.limit(asking(1)), here.limit(asking(1, concurrent=9))] == [2, 2]
+    assert [there.limit(asking(1)), there.limit(asking(1, concurrent=9))] == [None, 9]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "fragments"),
+    [
+        ([SMALL], 3, 0, ("resources.cpus_per_trial: asks for 3, but small has 2",)),
+        ([SMALL, LARGE], 5, 0, ("resources.cpus_per_trial: asks for 5, but the largest of 2 nodes has 4",)),
+        ([SMALL, LARGE], 1, 1, ("resources.gpus_per_trial: asks for 1, but the largest of 2 nodes has 0",)),
+        ([LARGE, GPUS], 2, 1, ("no node has what one trial asks for", "gpus 1 CPUs, 2 GPUs")),
+    ],
+)
+def test_what_no_node_has_room_for_is_refused(
+    nodes: list[Node], cpus: float, gpus: float, fragments: tuple[str, ...]
+) -> None:
+    with pytest.raises(ExperimentError) as refused:
+        check_resources(asking(cpus, gpus), nodes, "file.yaml")
+    [problem] = refused.value.problems
+    assert problem.startswith("file.yaml: resources")
+    assert all(fragment in problem for fragment in fragments)
+
+
+def test_an_address_at_which_nothing_is(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    for address in (f"127.0.0.1:{free}", f"ray://127.0.0.1:{free}"):
+        assert main(["--address", address]) == 2
+        said = capfd.readouterr().err
+        assert f"--address {address}: nothing answers there" in said
+        assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://", "127.0.0.1:port", ":6379"])
+def test_what_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ExperimentError, match="not an address; expected 'auto' or HOST:PORT"):
+        connect(None)
