@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -29,7 +30,9 @@ def run_on_head(options: argparse.Namespace, report: Callable[[str], object]) ->
         ExperimentError: if the cluster cannot be joined, or the file cannot be read.
     """
     connect(options.address)
-    command = Command.remote(*_command_line(options))
+    # Its output is waited for in one thread, so that it can be interrupted in another.
+    on_head = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}, "max_concurrency": 2}
+    command: Any = ray.remote(Command).options(**on_head).remote(*_command_line(options))
     waiting = command.read.remote()
     while True:
         try:
@@ -39,11 +42,11 @@ def run_on_head(options: argparse.Namespace, report: Callable[[str], object]) ->
             command.interrupt.remote()
             continue
         if not printed:
-            return ray.get(command.status.remote())
+            status: int = ray.get(command.status.remote())
+            return status
         report(printed.decode(errors="replace"))
 
 
-@ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_concurrency=2)
 class Command:
     """The command as a process of the head: a driver like any other, which journals and can be interrupted.
 

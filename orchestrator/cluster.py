@@ -185,11 +185,11 @@ def _nodes_without(path: Path) -> list[str]:
     on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [_exists.options(scheduling_strategy=one).remote(str(path)) for one in on]
     ready, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
-    return [
+    return sorted(
         node["NodeManagerAddress"]
         for node, answer in zip(nodes, answers, strict=True)
         if answer not in ready or not ray.get(answer)
-    ]
+    )
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -164,10 +164,11 @@ def _fit(
 
 
 def _run_on_head(options: argparse.Namespace) -> int:
-    from orchestrator.client import run_on_head
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
+        from orchestrator.client import run_on_head
+
         return run_on_head(options, lambda text: console.out(text, end="", highlight=False))
 
 
