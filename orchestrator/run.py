@@ -132,6 +132,7 @@ def _prepare(
     """Check everything that can be checked before Ray starts."""
     from orchestrator.cluster import available_resources
     from orchestrator.loading import load_experiment, with_free_name
+    from orchestrator.loggers import check_loggers
     from orchestrator.prepare import check_resources, check_run_directory, prepare
 
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
@@ -142,6 +143,7 @@ def _prepare(
     if not options.dry_run:
         check_run_directory(experiment, where)
     check_resources(experiment, *available_resources(), where)
+    check_loggers(experiment, where, reach=not options.dry_run)
     return experiment, prepare(experiment, console.print, where), []
 
 
@@ -150,12 +152,14 @@ def _prepare_again(
 ) -> tuple[Experiment, Prepared, list[TrialHistory]]:
     """Read what an interrupted run was, and what it had finished."""
     from orchestrator.cluster import available_resources
+    from orchestrator.loggers import check_loggers
     from orchestrator.prepare import check_fingerprints, check_resources, prepare
     from orchestrator.resume import finished_trials, read_run
 
     where = str(options.resume)
     experiment = read_run(options.resume)
     check_resources(experiment, *available_resources(), where)
+    check_loggers(experiment, where)
     prepared = prepare(experiment, console.print, where)
     finished, rows = finished_trials(options.resume, experiment, prepared.data.labels)
     if rows:
@@ -176,10 +180,13 @@ def _run_phases(
 
     from orchestrator.cluster import connect, slots
     from orchestrator.confirm import confirm
+    from orchestrator.loggers import make_loggers
+    from orchestrator.metrics import TrialMetrics
     from orchestrator.progress import Display, time_spent
     from orchestrator.provenance import collect_provenance
     from orchestrator.recorder import Recorder
     from orchestrator.search import search
+    from orchestrator.study_journal import StudyJournal
     from orchestrator.worker import share
     from results import load
     from results.report import write_report
@@ -193,12 +200,16 @@ def _run_phases(
     concurrent = slots(experiment, cluster)
     started = time.time()
     try:
-        with Display(console, experiment, finished) as display:
+        with Display(console, experiment, finished) as display, TrialMetrics(experiment, finished) as metrics:
             provenance = collect_provenance(experiment, prepared)
-            recorder = Recorder(experiment, provenance, directory, display, finished)
+            watchers = [display, metrics, StudyJournal(experiment, directory, finished)]
+            recorder = Recorder(experiment, provenance, directory, watchers, finished)
+            loggers = make_loggers(experiment, directory, console.print)
             inputs = share(experiment, prepared, directory)
             try:
-                is_whole = search(inputs, recorder, concurrent) and confirm(inputs, recorder, concurrent)
+                is_whole = search(inputs, recorder, concurrent, loggers) and confirm(
+                    inputs, recorder, concurrent, loggers
+                )
             finally:
                 recorder.close()
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -47,7 +49,9 @@ def make_brackets(experiment: Experiment, purse: Purse | None) -> MethodBrackets
     return MethodBrackets(brackets, purse)
 
 
-def search(inputs: Inputs, recorder: Recorder, concurrent: int) -> bool:
+def search(
+    inputs: Inputs, recorder: Recorder, concurrent: int, loggers: Sequence[tune.Callback] = ()
+) -> bool:
     """Run the search phase, and say whether it came to its end.
 
     Arguments:
@@ -56,6 +60,7 @@ def search(inputs: Inputs, recorder: Recorder, concurrent: int) -> bool:
             and purses are told.
         concurrent: most trials at once. Suggestions wait for a free slot, so that with one slot each
             study has seen all its earlier results, and the run is deterministic.
+        loggers: are told of trials besides the recorder.
     """
     experiment = inputs.experiment
     finished = recorder.of_phase("search")
@@ -77,5 +82,6 @@ def search(inputs: Inputs, recorder: Recorder, concurrent: int) -> bool:
                 num_samples=-1,  # until the studies say that they are finished
                 max_concurrent_trials=concurrent,
             ),
+            loggers=loggers,
         )
     return studies.is_done
