@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -49,12 +51,22 @@ def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> Non
     if not problems and reach:
         for name in wanted:
             try:
+                if name == "mlflow":
+                    _knock(str(experiment.logging.mlflow))
                 _make_logger(name, experiment).setup()
             except Exception as error:
                 value = getattr(experiment.logging, name)
                 problems.append(f"{where}: logging.{name}: {value}: {type(error).__name__}: {error}")
     if problems:
         raise ExperimentError(problems)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at a web address; MLflow itself would try again for four minutes."""
+    url = urlsplit(address)
+    if url.scheme in ("http", "https") and url.hostname:
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        socket.create_connection((url.hostname, port), timeout=10).close()
 
 
 def make_loggers(experiment: Experiment, directory: Path, report: Callable[[str], None]) -> list[Callback]:

@@ -25,8 +25,8 @@ def study_name(experiment: str, method: str) -> str:
 class StudyJournal:
     """Write each trial of the search down in its method's study, as the study itself came to know it.
 
-    Searchers keep their studies in memory and never read the file: one that is read back at every
-    suggestion costs more the longer it is. A run that is continued gets a new file.
+    The searcher keeps its studies in memory and never reads the file, so nothing in it can change a
+    suggestion, and a run that is continued gets a new file, in which no trial stands twice.
 
     Arguments:
         experiment: what runs.
