@@ -90,7 +90,7 @@ def watched(
         try:
             assert process.stdout
             shown = (re.match(r"Ray dashboard: (\S+)", line) for line in process.stdout)
-            yield Watched(Path(ray_directory), next(found[1] for found in shown if found))
+            yield Watched(Path(ray_directory) / "ray", next(found[1] for found in shown if found))
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=120)
@@ -104,7 +104,12 @@ def prometheus(watched: Watched, tmp_path: Path) -> Iterator[str]:
         pytest.skip("needs prometheus on the PATH (Debian: apt-get install prometheus)")
     configuration = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
     configuration["global"]["scrape_interval"] = "1s"
-    (discovery,) = configuration["scrape_configs"][0]["file_sd_configs"]
+    job = configuration["scrape_configs"][0]
+    # Ray lists the machine's own address; its agent listens on the loopback one as well.
+    loopback = {"source_labels": ["__address__"], "regex": ".*:(.*)", "replacement": "127.0.0.1:$1"}
+    job["relabel_configs"] = [{**loopback, "target_label": "__address__"}]
+    (discovery,) = job["file_sd_configs"]
+    discovery["refresh_interval"] = "1s"
     discovery["files"] = [file.replace("/tmp/ray", str(watched.ray_directory)) for file in discovery["files"]]
     (tmp_path / "prometheus.yml").write_text(json.dumps(configuration))
     with socket.socket() as free:
