@@ -41,7 +41,7 @@ def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> Non
     Raises:
         ExperimentError: naming every logger that cannot work, and why.
     """
-    wanted = [name for name, value in experiment.logging.model_dump().items() if value]
+    wanted = _wanted(experiment)
     problems = [
         f"{where}: logging.{name}: needs the Python package {PACKAGES[name]}, which is not installed;"
         f" expected it or no logging.{name}: pip install {PACKAGES[name]}"
@@ -77,10 +77,14 @@ def make_loggers(experiment: Experiment, directory: Path, report: Callable[[str]
         directory: of the run.
         report: is told when a logger fails.
     """
-    wanted = [name for name, value in experiment.logging.model_dump().items() if value]
     return [
-        Relay(name, _make_logger(name, experiment), experiment, directory / name, report) for name in wanted
+        Relay(name, _make_logger(name, experiment), experiment, directory / name, report)
+        for name in _wanted(experiment)
     ]
+
+
+def _wanted(experiment: Experiment) -> list[str]:
+    return [name for name, value in experiment.logging.model_dump().items() if value]
 
 
 def _make_logger(name: str, experiment: Experiment) -> LoggerCallback:
