@@ -56,7 +56,8 @@ def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> Non
                 _make_logger(name, experiment).setup()
             except Exception as error:
                 value = getattr(experiment.logging, name)
-                problems.append(f"{where}: logging.{name}: {value}: {type(error).__name__}: {error}")
+                said = f"{type(error).__name__}: {error}".splitlines()[0]
+                problems.append(f"{where}: logging.{name}: {value}: {said}")
     if problems:
         raise ExperimentError(problems)
 
