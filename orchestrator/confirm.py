@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from ray import tune
@@ -34,7 +35,9 @@ def confirm_trials(trials: list[TrialHistory], methods: list[str], seeds: int) -
     ]
 
 
-def confirm(inputs: Inputs, recorder: Recorder, concurrent: int | None) -> bool:
+def confirm(
+    inputs: Inputs, recorder: Recorder, concurrent: int | None, loggers: Sequence[tune.Callback] = ()
+) -> bool:
     """Run the confirm phase; what the recorder has is not run again. Say whether it came to its end."""
     experiment = inputs.experiment
     planned = confirm_trials(recorder.of_phase("search"), list(experiment.methods), experiment.confirm.seeds)
@@ -47,6 +50,7 @@ def confirm(inputs: Inputs, recorder: Recorder, concurrent: int | None) -> bool:
             recorder,
             tune.TuneConfig(max_concurrent_trials=concurrent),
             param_space={ASSIGNMENT: tune.grid_search(missing)},
+            loggers=loggers,
         )
     ended = [trial for trial in recorder.of_phase("confirm") if trial.status != "running"]
     return len(ended) == len(planned)

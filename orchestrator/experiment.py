@@ -91,6 +91,16 @@ class ResourceSettings(Settings):
         return self
 
 
+class LoggingSettings(Settings):
+    """Who else is told of every trial, through Ray Tune's own callbacks. The result set is written always."""
+
+    tensorboard: bool = Field(False, description="event files in tensorboard/ of the run directory")
+    mlflow: str | None = Field(
+        None, min_length=1, description="MLflow tracking URI, such as sqlite:///mlflow.db"
+    )
+    wandb: str | None = Field(None, min_length=1, description="project of Weights & Biases")
+
+
 class MethodEntry(BaseModel):
     """One entry of ``methods``: its kind and the search space that replaces parts of the default one."""
 
@@ -171,6 +181,7 @@ class Experiment(Settings):
         description="what is compared",
     )
     resources: ResourceSettings = Field(ResourceSettings(), description="what one trial gets")
+    logging: LoggingSettings = Field(LoggingSettings(), description="other programs that show the trials")
     storage: str = Field("runs", min_length=1, description="directory of run directories")
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ def run_phase(
     recorder: Recorder,
     tune_config: tune.TuneConfig,
     param_space: dict[str, Any] | None = None,
+    loggers: Sequence[tune.Callback] = (),
 ) -> None:
     """Run the trials of a phase to their end, or until they are interrupted.
 
@@ -38,17 +40,20 @@ def run_phase(
         recorder: journals what they report.
         tune_config: which trials, how many at once, and what stops them.
         param_space: their configurations, where no searcher makes them.
+        loggers: are told of trials besides the recorder.
     """
     os.environ.update(TUNE_ENVIRONMENT)
     resources = inputs.experiment.resources
+    worker = inputs.trainable
     trainable = tune.with_resources(
-        inputs.trainable,
+        worker,
         {
             "cpu": resources.cpus_per_trial,
             "gpu": resources.gpus_per_trial,
             "memory": resources.memory_per_trial or 0,
         },
     )
+    trainable.__name__ = worker.__name__  # Ray's dashboard shows it, not that of Tune's wrapper
     tuner = tune.Tuner(
         trainable,
         param_space=param_space,
@@ -61,7 +66,7 @@ def run_phase(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(inputs.directory / "ray"),
-            callbacks=[recorder],
+            callbacks=[recorder, *loggers],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ def assignment_of(trial: Trial) -> Assignment:
 
 
 class Watcher(Protocol):
-    """Whoever wants to be told when a trial changed: the terminal."""
+    """Whoever wants to be told when a trial changed: the terminal, metrics, the file of the studies."""
 
     def changed(self, trial: TrialHistory) -> None: ...
 
@@ -44,7 +44,7 @@ class Recorder(tune.Callback):
         experiment: what runs.
         provenance: what every row has in common.
         directory: the run directory.
-        watcher: is told of every change.
+        watchers: are told of every change.
         finished: trials of the run that an earlier process finished.
     """
 
@@ -53,13 +53,13 @@ class Recorder(tune.Callback):
         experiment: Experiment,
         provenance: Provenance,
         directory: Path,
-        watcher: Watcher,
+        watchers: Sequence[Watcher],
         finished: Iterable[TrialHistory] = (),
     ) -> None:
         self._experiment = experiment
         self._provenance = provenance
         self._directory = directory
-        self._watcher = watcher
+        self._watchers = watchers
         self._snapshots = Snapshots(directory)
         self._next_snapshot = 0.0
         self.trials = {history.spec.trial_id: history for history in finished}
@@ -108,6 +108,7 @@ class Recorder(tune.Callback):
                 self.trials[key] = replace(history, status="interrupted", ended_at=datetime.now(UTC))
                 self._journal(self.trials[key])
                 self._keep(self.trials[key])
+                self._tell(self.trials[key])
         for method in self._experiment.methods:
             for phase in get_args(Phase):
                 self._drop_losers(method, phase)
@@ -135,7 +136,11 @@ class Recorder(tune.Callback):
             self._snapshots.write()
             ended = time.monotonic()
             self._next_snapshot = ended + max(SNAPSHOT_EVERY_SECONDS, (ended - started) / SNAPSHOT_SHARE)
-        self._watcher.changed(history)
+        self._tell(history)
+
+    def _tell(self, history: TrialHistory) -> None:
+        for watcher in self._watchers:
+            watcher.changed(history)
 
     def _journal(self, history: TrialHistory) -> None:
         write_record(self._directory, trial_record(self._experiment, self._provenance, history))

@@ -177,6 +177,7 @@ def _prepare(
 ) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
     """Check everything that can be checked before Ray starts on this machine, or the cluster is used."""
     from orchestrator.loading import load_experiment, with_free_name
+    from orchestrator.loggers import check_loggers
     from orchestrator.prepare import check_run_directory, prepare
 
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
@@ -186,6 +187,7 @@ def _prepare(
         experiment = with_free_name(experiment)
     if not options.dry_run:
         check_run_directory(experiment, where)
+    check_loggers(experiment, where, reach=not options.dry_run)
     cluster = _join(options, experiment, where)
     return experiment, prepare(experiment, console.print, where), [], cluster
 
@@ -194,11 +196,13 @@ def _prepare_again(
     options: argparse.Namespace, console: Console
 ) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
     """Read what an interrupted run was, and what it had finished."""
+    from orchestrator.loggers import check_loggers
     from orchestrator.prepare import check_fingerprints, prepare
     from orchestrator.resume import finished_trials, read_run
 
     where = str(options.resume)
     experiment = read_run(options.resume)
+    check_loggers(experiment, where)
     cluster = _join(options, experiment, where)
     prepared = prepare(experiment, console.print, where)
     finished, rows = finished_trials(options.resume, experiment, prepared.data.labels)
@@ -245,10 +249,13 @@ def _run_phases(
 
     from orchestrator.cluster import connect
     from orchestrator.confirm import confirm
+    from orchestrator.loggers import make_loggers
+    from orchestrator.metrics import TrialMetrics
     from orchestrator.progress import Display, time_spent
     from orchestrator.provenance import collect_provenance
-    from orchestrator.recorder import Recorder
+    from orchestrator.recorder import Recorder, Watcher
     from orchestrator.search import search
+    from orchestrator.study_journal import StudyJournal
     from orchestrator.worker import share
     from results import load
     from results.report import write_report
@@ -262,12 +269,16 @@ def _run_phases(
     concurrent = cluster.limit(experiment)
     started = time.time()
     try:
-        with Display(console, experiment, finished) as display:
+        with Display(console, experiment, finished) as display, TrialMetrics(experiment, finished) as metrics:
             provenance = collect_provenance(experiment, prepared)
-            recorder = Recorder(experiment, provenance, directory, display, finished)
+            watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, finished)]
+            recorder = Recorder(experiment, provenance, directory, watchers, finished)
+            loggers = make_loggers(experiment, directory, console.print)
             inputs = share(experiment, prepared, directory)
             try:
-                is_whole = search(inputs, recorder, concurrent) and confirm(inputs, recorder, concurrent)
+                is_whole = search(inputs, recorder, concurrent, loggers) and confirm(
+                    inputs, recorder, concurrent, loggers
+                )
             finally:
                 recorder.close()
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -47,7 +49,9 @@ def make_brackets(experiment: Experiment, purse: Purse | None) -> MethodBrackets
     return MethodBrackets(brackets, purse)
 
 
-def search(inputs: Inputs, recorder: Recorder, concurrent: int | None) -> bool:
+def search(
+    inputs: Inputs, recorder: Recorder, concurrent: int | None, loggers: Sequence[tune.Callback] = ()
+) -> bool:
     """Run the search phase, and say whether it came to its end.
 
     Arguments:
@@ -57,6 +61,7 @@ def search(inputs: Inputs, recorder: Recorder, concurrent: int | None) -> bool:
         concurrent: most trials at once; None is as many as fit. With a number, suggestions wait for a free
             slot, so that with one slot each study has seen all its earlier results, and the run is
             deterministic.
+        loggers: are told of trials besides the recorder.
     """
     experiment = inputs.experiment
     finished = recorder.of_phase("search")
@@ -78,5 +83,6 @@ def search(inputs: Inputs, recorder: Recorder, concurrent: int | None) -> bool:
                 num_samples=-1,  # until the studies say that they are finished
                 max_concurrent_trials=concurrent,
             ),
+            loggers=loggers,
         )
     return studies.is_done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from typing import Any
 
 import ray
 from ray import ObjectRef, tune
+from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
+from ray._raylet import setproctitle  # type: ignore[attr-defined]
 
 from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from results.show import describe_hyperparameters
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.trial import Evaluation, failure_status, run_trial
@@ -48,6 +52,10 @@ class TrialWorker(tune.Trainable):
 
     A trial that raises ends with a result that carries its status and error, and the process stays
     warm for the next one; only a process that dies is left to Tune.
+
+    While it trains, its process is called ``ray::lora-003 rank 8, lr 0.0005``: the dashboard's list of a
+    node's workers, ``ps`` and ``top`` show that. Its lines in the log begin with the trial's id. Ray takes
+    down an actor's ``repr`` once, when it is made, so that says which trial was the worker's first.
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
@@ -56,6 +64,7 @@ class TrialWorker(tune.Trainable):
         self._inputs = inputs
         self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
         self._start(config)
+        self._name = f"first trial: {self._title}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._start(new_config)
@@ -64,11 +73,18 @@ class TrialWorker(tune.Trainable):
     def cleanup(self) -> None:
         self._curve: Iterator[Evaluation] = iter(())
 
+    def __repr__(self) -> str:
+        return self._name
+
     def _start(self, config: dict[str, Any]) -> None:
+        assignment = Assignment(**config[ASSIGNMENT])
+        self._title = f"{assignment.trial_id} {describe_hyperparameters(assignment.hyperparameters)}"
         self._best_accuracy = 0.0
-        self._curve = self._run(Assignment(**config[ASSIGNMENT]))
+        self._curve = self._run(assignment)
 
     def _run(self, assignment: Assignment) -> Iterator[Evaluation]:
+        for stream in (sys.stdout, sys.stderr):
+            print(f"{LOG_PREFIX_ACTOR_NAME}{assignment.trial_id}", file=stream, flush=True)
         spec = self._inputs.experiment.trial_spec(assignment)
         check_directory(self._inputs.directory)
         # The search never sees the test split.
@@ -77,6 +93,7 @@ class TrialWorker(tune.Trainable):
         yield from run_trial(spec, self._data, self._base, checkpoint, test=test)
 
     def step(self) -> dict[str, Any]:
+        setproctitle(f"ray::{self._title}")
         try:
             point = next(self._curve)
         except Exception as error:

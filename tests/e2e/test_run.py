@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -245,7 +246,7 @@ def training(pid: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            if "Trainable.train" in " ".join(child.cmdline()):
+            if re.match(r"ray::\w+-\d+ ", " ".join(child.cmdline())):
                 found.append(child)
     return found
 

@@ -1,0 +1,236 @@
+"""TensorBoard, MLflow and Weights & Biases, through Ray Tune's own callbacks."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.logger import LoggerCallback
+from ray.air.constants import TRAINING_ITERATION
+
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
+from orchestrator.recorder import assignment_of
+from orchestrator.reports import POINT, STATUS
+from orchestrator.rows import CURVE_COLUMNS
+from trainables.trial import Evaluation
+
+PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+"""What each setting of ``logging`` needs."""
+
+
+def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> None:
+    """Refuse logging that cannot work.
+
+    Arguments:
+        experiment: what asks for it.
+        where: what messages name as the place of the settings.
+        reach: also see whether the loggers' servers and credentials are there. MLflow's experiment is
+            made by that.
+
+    Raises:
+        ExperimentError: naming every logger that cannot work, and why.
+    """
+    wanted = _wanted(experiment)
+    problems = [
+        f"{where}: logging.{name}: needs the Python package {PACKAGES[name]}, which is not installed;"
+        f" expected it or no logging.{name}: pip install {PACKAGES[name]}"
+        for name in wanted
+        if find_spec(PACKAGES[name]) is None
+    ]
+    if not problems and reach:
+        for name in wanted:
+            try:
+                if name == "mlflow":
+                    _knock(str(experiment.logging.mlflow))
+                _make_logger(name, experiment).setup()
+            except Exception as error:
+                value = getattr(experiment.logging, name)
+                said = f"{type(error).__name__}: {error}".splitlines()[0]
+                problems.append(f"{where}: logging.{name}: {value}: {said}")
+    if problems:
+        raise ExperimentError(problems)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at a web address; MLflow itself would try again for four minutes."""
+    url = urlsplit(address)
+    if url.scheme in ("http", "https") and url.hostname:
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        socket.create_connection((url.hostname, port), timeout=10).close()
+
+
+def make_loggers(experiment: Experiment, directory: Path, report: Callable[[str], None]) -> list[Callback]:
+    """Make the callbacks that the experiment's ``logging`` asks for.
+
+    Arguments:
+        experiment: what runs.
+        directory: of the run.
+        report: is told when a logger fails.
+    """
+    return [
+        Relay(name, _make_logger(name, experiment), experiment, directory / name, report)
+        for name in _wanted(experiment)
+    ]
+
+
+def _wanted(experiment: Experiment) -> list[str]:
+    return [name for name, value in experiment.logging.model_dump().items() if value]
+
+
+def _make_logger(name: str, experiment: Experiment) -> LoggerCallback:
+    settings = experiment.logging
+    if name == "mlflow":
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        return MLflowLoggerCallback(tracking_uri=settings.mlflow, experiment_name=experiment.name)
+    if name == "wandb":
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        return WandbLoggerCallback(project=settings.wandb, group=experiment.name)
+    from ray.tune.logger import TBXLoggerCallback
+
+    return TBXLoggerCallback()
+
+
+@dataclass(frozen=True)
+class ShownTrial:
+    """A trial as Tune's loggers see it: a name, plain hyperparameters, a directory if they ask for one."""
+
+    name: str
+    trial_id: str
+    directory: Path
+    config: dict[str, Any] = field(compare=False)
+
+    @property
+    def evaluated_params(self) -> dict[str, Any]:
+        return self.config
+
+    @property
+    def local_path(self) -> str:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return str(self.directory)
+
+    def init_local_path(self) -> None:
+        """Do nothing: the directory is made when it is asked for."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Relay(Callback):
+    """Tell one of Tune's loggers of trials and evaluations, in flat names and numbers.
+
+    It is told in a thread of its own, so that a slow server holds up no trial. An error ends what is logged
+    there and nothing else: the result set has everything.
+
+    Arguments:
+        name: the setting of ``logging``.
+        logger: one of Tune's.
+        experiment: what runs.
+        directory: has what the logger writes, below it a directory per trial.
+        report: is told of the first error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        logger: LoggerCallback,
+        experiment: Experiment,
+        directory: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        self._name = name
+        self._logger = logger
+        self._experiment = experiment
+        self._directory = directory
+        self._report = report
+        self._has_failed = False
+        self._running: dict[str, ShownTrial] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Tune's state files nothing: a run is continued from its journal."""
+        return {}
+
+    def setup(self, **info: Any) -> None:  # type: ignore[override]
+        self._tell(self._logger.setup)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if trial.trial_id in self._running:
+            return  # its worker died, and another one goes on
+        assignment = assignment_of(trial)
+        spec = self._experiment.trial_spec(assignment)
+        config = {"method": spec.method, "phase": assignment.phase, "seed": spec.seed}
+        shown = ShownTrial(
+            spec.trial_id,
+            trial.trial_id,
+            self._directory / spec.trial_id,
+            {**config, **assignment.hyperparameters},
+        )
+        self._running[trial.trial_id] = shown
+        # What a trial wrote that was interrupted and runs again is not its curve.
+        self._tell(shutil.rmtree, shown.directory, True)
+        self._tell(self._logger.log_trial_start, shown)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if POINT in result:
+            shown = self._running[trial.trial_id]
+            self._tell(self._logger.log_trial_result, iteration, shown, flat_numbers(result[POINT]))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial.trial_id, failed=STATUS in (trial.last_result or {}))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial.trial_id, failed=True)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        for trial_id in list(self._running):
+            self._end(trial_id, failed=True)
+        self._tell(self._logger.on_experiment_end, trials).result()
+
+    def _end(self, trial_id: str, failed: bool) -> None:
+        # A trial whose worker died before it began was never started.
+        shown = self._running.pop(trial_id, None)
+        if shown is not None:
+            self._tell(self._logger.log_trial_end, shown, failed)
+
+    def _tell(self, method: Callable[..., None], *arguments: Any) -> Future[None]:
+        return self._thread.submit(self._call, method, arguments)
+
+    def _call(self, method: Callable[..., None], arguments: Iterable[Any]) -> None:
+        if self._has_failed:
+            return
+        try:
+            method(*arguments)
+        except Exception as error:
+            self._has_failed = True
+            traceback.print_exc()
+            self._report(
+                f"logging.{self._name} ended with {type(error).__name__}: {error}; the run goes on and its"
+                " results are whole"
+            )
+
+
+def flat_numbers(point: Evaluation) -> dict[str, float]:
+    """Return the numbers of an evaluation by the names of their columns; loggers count optimizer steps."""
+    numbers = {name: getattr(point, name) for name in CURVE_COLUMNS}
+    if point.train_seconds:
+        numbers["examples_per_second"] = point.examples / point.train_seconds
+    if point.test is not None:
+        test = point.test
+        numbers |= {"test_accuracy": test.accuracy, "test_loss": test.loss, "test_macro_f1": test.macro_f1}
+    known = {name: value for name, value in numbers.items() if value is not None}
+    return {**known, TRAINING_ITERATION: point.step}

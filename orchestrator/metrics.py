@@ -1,0 +1,120 @@
+"""A run's Prometheus metrics. Ray's agent of each node serves them, with ``ray_`` before their names."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from ray.util.metrics import Gauge
+
+from orchestrator.experiment import Experiment
+from orchestrator.rows import TrialHistory
+from trainables.trial import Evaluation
+
+TRIALS: Final = "finetune_trials"
+TRIALS_DESCRIPTION: Final = "Trials of an experiment by status."
+TRIAL_TAGS: Final = ("experiment", "method", "trial", "phase")
+TRIALS_TAGS: Final = ("experiment", "method", "phase", "status")
+
+PER_TRIAL: Final[Mapping[str, tuple[str, Callable[[Evaluation], float | None]]]] = {
+    "finetune_validation_accuracy": (
+        "Share of validation examples a trial labelled right, 0 to 1.",
+        lambda point: point.validation_accuracy,
+    ),
+    "finetune_validation_loss": (
+        "Mean cross-entropy of a trial on validation, in nats.",
+        lambda point: point.validation_loss,
+    ),
+    "finetune_train_loss": (
+        "Mean cross-entropy of a trial in training, in nats.",
+        lambda point: point.train_loss,
+    ),
+    "finetune_examples_per_second": (
+        "Training examples of a trial per second of training.",
+        lambda point: point.examples / point.train_seconds if point.train_seconds else None,
+    ),
+    "finetune_peak_memory_bytes": (
+        "Most memory held at once during a trial.",
+        lambda point: point.peak_memory_bytes,
+    ),
+}
+"""What a running trial exports: a description, and the number from its last evaluation."""
+
+REFRESH_SECONDS = 5.0
+"""Ray forgets a value after it has exported it, every 10 s."""
+
+
+class TrialMetrics:
+    """Export the last evaluation of every running trial, and how many trials have each status.
+
+    What is not set again disappears from Ray's export within half a minute, so only running trials are
+    set again and again, and the series of thousands of ended trials cost nothing; Prometheus keeps them.
+
+    Arguments:
+        experiment: what runs.
+        finished: trials that an earlier process finished.
+    """
+
+    def __init__(self, experiment: Experiment, finished: Iterable[TrialHistory] = ()) -> None:
+        self._experiment = experiment.name
+        self._gauges = {
+            name: Gauge(name, description, TRIAL_TAGS) for name, (description, _) in PER_TRIAL.items()
+        }
+        self._trials = Gauge(TRIALS, TRIALS_DESCRIPTION, TRIALS_TAGS)
+        self._status: dict[str, str] = {}
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._running: dict[str, TrialHistory] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
+        for trial in finished:
+            self._count(trial)
+
+    def __enter__(self) -> TrialMetrics:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def changed(self, trial: TrialHistory) -> None:
+        """Take in a trial's newest state."""
+        self._count(trial)
+        self._export(trial)
+        if trial.status == "running":
+            self._running[trial.spec.trial_id] = trial
+        else:
+            self._running.pop(trial.spec.trial_id, None)
+
+    def _count(self, trial: TrialHistory) -> None:
+        trial_id = trial.spec.trial_id
+        if (before := self._status.get(trial_id)) == trial.status:
+            return
+        if before is not None:
+            self._counts[trial.spec.method, trial.assignment.phase, before] -= 1
+        self._counts[trial.spec.method, trial.assignment.phase, trial.status] += 1
+        self._status[trial_id] = trial.status
+
+    def _export(self, trial: TrialHistory) -> None:
+        if not trial.curve:
+            return
+        tags = {
+            "experiment": self._experiment,
+            "method": trial.spec.method,
+            "trial": trial.spec.trial_id,
+            "phase": trial.assignment.phase,
+        }
+        for name, (_, value_of) in PER_TRIAL.items():
+            value = value_of(trial.curve[-1])
+            if value is not None:
+                self._gauges[name].set(value, tags)
+
+    def _refresh(self) -> None:
+        while not self._stop.wait(REFRESH_SECONDS):
+            for trial in list(self._running.values()):
+                self._export(trial)
+            for (method, phase, status), count in list(self._counts.items()):
+                tags = {"experiment": self._experiment, "method": method, "phase": phase, "status": status}
+                self._trials.set(count, tags)
