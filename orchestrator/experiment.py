@@ -73,6 +73,9 @@ class ResourceSettings(Settings):
     cpus_per_trial: float = Field(1, gt=0, description="CPU cores; torch uses as many threads")
     gpus_per_trial: float = Field(0, ge=0, description="GPUs; a fraction lets trials share one")
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; null is as many as fit")
+    max_failures: int = Field(
+        2, ge=0, description="times a trial goes on from its last evaluation after its worker or node died"
+    )
 
 
 class MethodEntry(BaseModel):

@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.recorder import Recorder, assignment_of
+from orchestrator.states import StateKeeper
 from orchestrator.worker import Inputs, TrialWorker
 
 TUNE_ENVIRONMENT = {
@@ -55,8 +56,9 @@ def run_phase(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(inputs.directory / "ray"),
-            callbacks=[recorder],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[recorder, StateKeeper(resources.max_failures)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             verbose=0,
         ),
     )

@@ -16,6 +16,7 @@ from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
+from trainables.state import TrialState
 from trainables.trial import Evaluation, failure_status, run_trial
 
 
@@ -41,7 +42,7 @@ class TrialWorker(tune.Trainable):
     """Drive one trial after another in one process, one evaluation per step.
 
     A trial that raises ends with a result that carries its status and error, and the process stays
-    warm for the next one; only a process that dies is left to Tune.
+    warm for the next one. Where a process dies, Tune has another one go on from the trial's last state.
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
@@ -58,16 +59,28 @@ class TrialWorker(tune.Trainable):
     def cleanup(self) -> None:
         self._curve: Iterator[Evaluation] = iter(())
 
-    def _start(self, config: dict[str, Any]) -> None:
-        self._best_accuracy = 0.0
-        self._curve = self._run(Assignment(**config[ASSIGNMENT]))
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self._state.save(Path(checkpoint_dir))
 
-    def _run(self, assignment: Assignment) -> Iterator[Evaluation]:
+    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]  # a directory, as saved
+        self._go_on(TrialState.read(Path(checkpoint)))
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._assignment = Assignment(**config[ASSIGNMENT])
+        self._go_on(TrialState())
+
+    def _go_on(self, state: TrialState) -> None:
+        self._state = state
+        best = state.progress.best
+        self._best_accuracy = best[0] if best else 0.0
+        self._curve = self._run(self._assignment, state)
+
+    def _run(self, assignment: Assignment, state: TrialState) -> Iterator[Evaluation]:
         spec = self._inputs.experiment.trial_spec(assignment)
         # The search never sees the test split.
         test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
         checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
-        yield from run_trial(spec, self._data, self._base, checkpoint, test=test)
+        yield from run_trial(spec, self._data, self._base, checkpoint, test, state)
 
     def step(self) -> dict[str, Any]:
         try:

@@ -75,6 +75,8 @@ TRIALS: Final = _schema(
         "total_parameters": (INT, "all parameters, counted as unquantized"),
         "model_bytes": (INT, "parameters and buffers as loaded, with quantization state"),
         "checkpoint_bytes": (INT, "all files of the best checkpoint"),
+        "retries": (INT, "times the trial was started again after its worker died"),
+        "lost_seconds": (FLOAT, "wall time lost when workers died: since the last state saved of the trial"),
         "started_at": (TIME, "when the trial started"),
         "ended_at": (TIME, "when the trial ended; null while it runs"),
         "base_model": (STRING, "hub id, directory or embedded"),
