@@ -45,9 +45,9 @@ def connect() -> Cluster:
 def slots(experiment: Experiment, cluster: Cluster) -> int:
     """Say how many trials run at once on a cluster."""
     resources = experiment.resources
-    fits = [int(cluster.cpus // resources.cpus_per_trial)]
+    fits = [int(cluster.cpus // (resources.cpus_per_trial * resources.workers_per_trial))]
     if resources.gpus_per_trial:
-        fits.append(int(cluster.gpus / resources.gpus_per_trial + 1e-9))
+        fits.append(int(cluster.gpus / (resources.gpus_per_trial * resources.workers_per_trial) + 1e-9))
     if resources.max_concurrent is not None:
         fits.append(resources.max_concurrent)
     return max(1, min(fits))

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import tune
 
+from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
 from orchestrator.states import StateKeeper
 from orchestrator.worker import Inputs, TrialWorker
@@ -40,9 +41,10 @@ def run_phase(
     """
     os.environ.update(TUNE_ENVIRONMENT)
     resources = inputs.experiment.resources
+    alone = resources.workers_per_trial == 1
     trainable = tune.with_resources(
-        tune.with_parameters(TrialWorker, inputs=inputs),
-        {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+        tune.with_parameters(TrialWorker if alone else MultiProcessTrialWorker, inputs=inputs),
+        {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial} if alone else placement(resources),
     )
     tuner = tune.Tuner(
         trainable,

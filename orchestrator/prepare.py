@@ -107,10 +107,12 @@ def check_resources(experiment: Experiment, cpus: float, gpus: float, where: str
         "cpus_per_trial": (resources.cpus_per_trial, cpus),
         "gpus_per_trial": (resources.gpus_per_trial, gpus),
     }
+    workers = resources.workers_per_trial
+    each = f", for each of {workers} workers" if workers > 1 else ""
     problems = [
-        InputError(f"resources.{key}", f"asks for {wanted:g}, but this machine has {there:g}")
+        InputError(f"resources.{key}", f"asks for {wanted:g}{each}, but this machine has {there:g}")
         for key, (wanted, there) in asked.items()
-        if wanted > there
+        if wanted * workers > there
     ]
     if problems:
         raise _error(problems, where)

@@ -36,5 +36,5 @@ class StateKeeper(tune.Callback):
 
 def _remove_states(trial: Trial) -> None:
     # One whose worker died while it was written is not known to Tune.
-    for directory in Path(trial.path).glob("checkpoint_*"):
+    for directory in Path(str(trial.path)).glob("checkpoint_*"):
         shutil.rmtree(directory, ignore_errors=True)

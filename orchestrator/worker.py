@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import ObjectRef, tune
@@ -16,7 +16,8 @@ from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
-from trainables.state import TrialState
+from trainables.parallel import ALONE, Group
+from trainables.state import Progress, TrialState
 from trainables.trial import Evaluation, failure_status, run_trial
 
 
@@ -38,6 +39,66 @@ def share(experiment: Experiment, prepared: Prepared, directory: Path) -> Inputs
     )
 
 
+class ProcessDiedError(RuntimeError):
+    """A process of a trial is gone; another one may go on from the trial's last state."""
+
+
+class Driven(Protocol):
+    """A trial's process, or several that are driven as one."""
+
+    def begin(self, assignment: Assignment, state: Path | None = None) -> Progress:
+        """Begin a trial, or go on with it from the state in a directory."""
+
+    def advance(self) -> Evaluation:
+        """Train until the next evaluation."""
+
+    def save(self, directory: Path) -> None:
+        """Save the trial's state."""
+
+    def close(self) -> None:
+        """Let go of the trial."""
+
+
+class TrialProcess:
+    """What drives a trial does in the process, or in each of the processes, that train it.
+
+    Arguments:
+        inputs: what it reads.
+        group: the processes that train together.
+    """
+
+    def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
+        self._inputs = inputs
+        self._group = group
+        self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
+
+    def begin(self, assignment: Assignment, state: Path | None = None) -> Progress:
+        """Begin a trial, or go on with it from the state in a directory."""
+        self._state = TrialState.read(state) if state else TrialState()
+        self._curve: Iterator[Evaluation] = self._run(assignment, self._state)
+        return self._state.progress
+
+    def _run(self, assignment: Assignment, state: TrialState) -> Iterator[Evaluation]:
+        spec = self._inputs.experiment.trial_spec(assignment)
+        # The search never sees the test split.
+        test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
+        checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
+        yield from run_trial(spec, self._data, self._base, checkpoint, test, state, self._group)
+
+    def advance(self) -> Evaluation:
+        """Train until the next evaluation."""
+        return next(self._curve)
+
+    def save(self, directory: Path) -> None:
+        """Save the trial's state."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._state.save(directory)
+
+    def close(self) -> None:
+        """Let go of the trial."""
+        self._curve = iter(())
+
+
 class TrialWorker(tune.Trainable):
     """Drive one trial after another in one process, one evaluation per step.
 
@@ -48,45 +109,35 @@ class TrialWorker(tune.Trainable):
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
         self, config: dict[str, Any], inputs: Inputs
     ) -> None:
-        self._inputs = inputs
-        self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
+        self._process = self._open(inputs)
         self._start(config)
+
+    def _open(self, inputs: Inputs) -> Driven:
+        return TrialProcess(inputs)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._start(new_config)
         return True
 
     def cleanup(self) -> None:
-        self._curve: Iterator[Evaluation] = iter(())
+        self._process.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self._state.save(Path(checkpoint_dir))
+        self._process.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]  # a directory, as saved
-        self._go_on(TrialState.read(Path(checkpoint)))
+        self._start(self.config, Path(checkpoint))
 
-    def _start(self, config: dict[str, Any]) -> None:
-        self._assignment = Assignment(**config[ASSIGNMENT])
-        self._go_on(TrialState())
-
-    def _go_on(self, state: TrialState) -> None:
-        self._state = state
-        best = state.progress.best
-        self._best_accuracy = best[0] if best else 0.0
-        self._curve = self._run(self._assignment, state)
-
-    def _run(self, assignment: Assignment, state: TrialState) -> Iterator[Evaluation]:
-        spec = self._inputs.experiment.trial_spec(assignment)
-        # The search never sees the test split.
-        test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
-        checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
-        yield from run_trial(spec, self._data, self._base, checkpoint, test, state)
+    def _start(self, config: dict[str, Any], state: Path | None = None) -> None:
+        progress = self._process.begin(Assignment(**config[ASSIGNMENT]), state)
+        self._best_accuracy = progress.best[0] if progress.best else 0.0
 
     def step(self) -> dict[str, Any]:
         try:
-            point = next(self._curve)
+            point = self._process.advance()
+        except ProcessDiedError:
+            raise
         except Exception as error:
-            self._curve = iter(())
             print(traceback.format_exc(), flush=True)
             text = f"{type(error).__name__}: {error}"
             return {STATUS: failure_status(error), ERROR: text, "done": True}
