@@ -58,7 +58,7 @@ class Node:
     memory: float = math.inf  # bytes for workers, the object store apart; infinite until Ray runs there
 
     def slots(self, resources: ResourceSettings) -> int:
-        """Say how many trials it has room for at once."""
+        """Say how many workers of trials it has room for at once."""
         fits = [int(self.cpus / resources.cpus_per_trial + 1e-9)]
         if resources.gpus_per_trial:
             fits.append(int(self.gpus / resources.gpus_per_trial + 1e-9))
@@ -78,7 +78,7 @@ class Cluster:
     def slots(self, experiment: Experiment) -> int:
         """Say how many trials run at once on the nodes that are there."""
         resources = experiment.resources
-        fits = sum(node.slots(resources) for node in self.nodes)
+        fits = sum(node.slots(resources) for node in self.nodes) // resources.workers_per_trial
         return max(1, min(fits, resources.max_concurrent or fits))
 
     def limit(self, experiment: Experiment) -> int | None:
@@ -147,7 +147,8 @@ def node_types() -> tuple[Node, ...]:
     return tuple(
         Node(name, float(kind["resources"].get("CPU", 0)), float(kind["resources"].get("GPU", 0)))
         for name, kind in types.items()
-        if kind.get("max_workers", 0) > 0 and kind["resources"]
+        if kind["resources"]
+        for _ in range(kind.get("max_workers", 0))
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from search_spaces import default_space, extremes, nearest, parse_distribution
 from search_spaces.parsing import parse_names, split_names
 from trainables.methods import METHODS
+from trainables.parallel import Parallelism
 from trainables.settings import DataSettings, ModelSettings, Settings, TrainingDefaults, TrainingSettings
 from trainables.trial import TrialSpec
 
@@ -71,10 +72,35 @@ class ResourceSettings(Settings):
     """What one trial gets; ``resources: auto`` is short for ``{auto: true}``."""
 
     auto: bool = Field(False, description="measure each method's memory and set what it takes from that")
-    cpus_per_trial: float = Field(1, gt=0, description="CPU cores; torch uses as many threads")
-    gpus_per_trial: float = Field(0, ge=0, description="GPUs; a fraction lets trials share one")
-    memory_per_trial: int | None = Field(None, ge=1, description="bytes of main memory; null asks for none")
+    cpus_per_trial: float = Field(1, gt=0, description="CPU cores of each worker; torch uses as many threads")
+    gpus_per_trial: float = Field(
+        0, ge=0, description="GPUs of each worker; a fraction lets trials share one"
+    )
+    memory_per_trial: int | None = Field(
+        None, ge=1, description="bytes of main memory of each worker; null asks for none"
+    )
+    workers_per_trial: int = Field(1, ge=1, description="processes that train one trial; they share batches")
+    parallelism: Parallelism = Field(
+        "ddp",
+        description="what each of a trial's workers holds: the whole model (ddp), or a part of it (fsdp)",
+    )
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; null is as many as fit")
+    max_failures: int = Field(
+        2, ge=0, description="times a trial goes on from its last evaluation after its worker or node died"
+    )
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.workers_per_trial > 1 and not float(self.gpus_per_trial).is_integer():
+            raise ValueError(
+                f"gpus_per_trial: a trial of {self.workers_per_trial} workers needs whole GPUs for each, "
+                f"got {self.gpus_per_trial:g}; expected 0 or 1"
+            )
+        if self.parallelism == "fsdp" and self.workers_per_trial == 1:
+            raise ValueError(
+                "parallelism: fsdp takes several workers; expected workers_per_trial of at least 2"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +114,8 @@ class ResourceSettings(Settings):
         both = [name for name in ("gpus_per_trial", "memory_per_trial") if name in self.model_fields_set]
         if self.auto and both:
             raise ValueError(f"{both[0]} is set, and auto would set it; expected one of them")
+        if self.auto and self.workers_per_trial > 1:
+            raise ValueError("auto measures trials of one worker; expected workers_per_trial of 1")
         return self
 
 
@@ -205,6 +233,16 @@ class Experiment(Settings):
         for name in self.methods:
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"methods.{name}: expected letters, digits, '_' and '-' in a method's name")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shardable(self) -> Self:
+        quantized = [name for name, entry in self.methods.items() if METHODS[entry.kind].quantized]
+        if self.resources.parallelism == "fsdp" and quantized:
+            raise ValueError(
+                f"resources.parallelism: fsdp cannot split the 4-bit weights of {', '.join(quantized)}; "
+                "expected ddp, or --methods without it"
+            )
         return self
 
     @property

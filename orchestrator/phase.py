@@ -9,7 +9,9 @@ from typing import Any
 
 from ray import tune
 
+from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
+from orchestrator.states import StateKeeper
 from orchestrator.worker import Inputs
 
 TUNE_ENVIRONMENT = {
@@ -45,14 +47,9 @@ def run_phase(
     os.environ.update(TUNE_ENVIRONMENT)
     resources = inputs.experiment.resources
     worker = inputs.trainable
-    trainable = tune.with_resources(
-        worker,
-        {
-            "cpu": resources.cpus_per_trial,
-            "gpu": resources.gpus_per_trial,
-            "memory": resources.memory_per_trial or 0,
-        },
-    )
+    if resources.workers_per_trial > 1:
+        worker = tune.with_parameters(MultiProcessTrialWorker, inputs=inputs)
+    trainable = tune.with_resources(worker, placement(resources))
     trainable.__name__ = worker.__name__  # Ray's dashboard shows it, not that of Tune's wrapper
     tuner = tune.Tuner(
         trainable,
@@ -66,8 +63,9 @@ def run_phase(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(inputs.directory / "ray"),
-            callbacks=[recorder, *loggers],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[recorder, *loggers, StateKeeper(resources.max_failures)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             verbose=0,
         ),
     )

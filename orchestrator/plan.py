@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment import Assignment, Experiment
+from orchestrator.experiment import Assignment, Experiment, ResourceSettings
 from orchestrator.prepare import Prepared
 from orchestrator.probing import Fitted
 from search_spaces import extremes
@@ -49,10 +49,8 @@ def render(
             _range(one.smallest.model_bytes, one.largest.model_bytes, 1e6, "{:,.1f}"),
             one.space,
         )
-    resources = experiment.resources
-    asked = f"each trial: {resources.cpus_per_trial:g} CPUs, {resources.gpus_per_trial:g} GPUs"
     lines = [
-        *(fitted.lines if fitted else [asked]),
+        *(fitted.lines if fitted else [_resources(experiment.resources)]),
         f"base model: {prepared.base.path}, {experiment.model.dtype}",
         *(f"{name}: {how}" for name, how in prepared.data.splits.items()),
         f"labels: {', '.join(prepared.data.labels)}",
@@ -70,6 +68,16 @@ def _plan_method(experiment: Experiment, prepared: Prepared, method: str) -> Met
     smallest, largest = (describe(prepared.base, spec.kind, spec.settings) for spec in specs)
     words = "; ".join(f"{name} {_words(extremes(one), one)}" for name, one in space.items())
     return MethodPlan(method, experiment.search.trials, smallest, largest, words)
+
+
+def _resources(resources: ResourceSettings) -> str:
+    each = f"{resources.cpus_per_trial:g} CPUs, {resources.gpus_per_trial:g} GPUs"
+    workers = resources.workers_per_trial
+    return (
+        f"each trial: {each}"
+        if workers == 1
+        else f"each trial: {workers} x ({each}), {resources.parallelism}"
+    )
 
 
 def _words(values: tuple[object, ...], distribution: object) -> str:

@@ -94,7 +94,7 @@ def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -
 
 
 def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = "experiment") -> None:
-    """Refuse trials that no node has room for: a trial does not spread over several.
+    """Refuse trials that nodes have no room for. A worker does not spread over several nodes.
 
     Arguments:
         experiment: what asks.
@@ -105,7 +105,8 @@ def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = 
         ExperimentError: naming what is asked for and what there is.
     """
     resources = experiment.resources
-    if any(node.slots(resources) for node in nodes):
+    room, workers = sum(node.slots(resources) for node in nodes), resources.workers_per_trial
+    if room >= workers:
         return
     owner = f"{nodes[0].name} has" if len(nodes) == 1 else f"the largest of {len(nodes)} nodes has"
     asked = {
@@ -118,11 +119,17 @@ def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = 
         for key, (wanted, there, unit) in asked.items()
         if wanted > there
     ]
-    if not problems:
-        known = "; ".join(
+    if room:
+        problems = [
+            InputError("resources.workers_per_trial", f"asks for {workers}, but there is room for {room}")
+        ]
+    elif not problems:
+        known = dict.fromkeys(
             f"{node.name} {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory:.12g} bytes" for node in nodes
         )
-        problems = [InputError("resources", f"no node has what one trial asks for; there are {known}")]
+        problems = [
+            InputError("resources", f"no node has what one trial asks for; there are {'; '.join(known)}")
+        ]
     raise _error(problems, where)
 
 

@@ -62,6 +62,7 @@ class Recorder(tune.Callback):
         self._watchers = watchers
         self._snapshots = Snapshots(directory)
         self._next_snapshot = 0.0
+        self._kept_at: dict[str, float] = {}  # when a running trial last had nothing to lose
         self.trials = {history.spec.trial_id: history for history in finished}
         # Ended trials whose checkpoints are there, by method and phase: winners, and those not yet compared.
         self._keepers: dict[tuple[str, Phase], set[str]] = defaultdict(set)
@@ -74,17 +75,32 @@ class Recorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = assignment_of(trial)
-        spec = self._experiment.trial_spec(assignment)
-        self._update(TrialHistory(assignment, spec, started_at=datetime.now(UTC)))
+        self._kept_at[assignment.trial_id] = time.monotonic()
+        if assignment.trial_id not in self.trials:  # else another worker goes on with it
+            spec = self._experiment.trial_spec(assignment)
+            self._update(TrialHistory(assignment, spec, started_at=datetime.now(UTC)))
+
+    def on_trial_save(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._kept_at[assignment_of(trial).trial_id] = time.monotonic()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        trial_id = assignment_of(trial).trial_id
+        if trial_id not in self.trials:
+            self.on_trial_start(0, [], trial)
+        history = self.trials[trial_id]
+        lost = time.monotonic() - self._kept_at[trial_id]
+        retried = replace(history, retries=history.retries + 1, lost_seconds=history.lost_seconds + lost)
+        self._update(retried)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if POINT not in result:
             return
-        history = self.trials[assignment_of(trial).trial_id]
-        node = str(result.get("hostname"))
-        self._update(replace(history, curve=(*history.curve, result[POINT]), node=node))
+        history, point = self.trials[assignment_of(trial).trial_id], result[POINT]
+        # A trial that goes on from its last state may make an evaluation again.
+        before = [known for known in history.curve if known.evaluation < point.evaluation]
+        self._update(replace(history, curve=(*before, point), node=str(result.get("hostname"))))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}

@@ -57,6 +57,8 @@ class TrialHistory:
     ended_at: datetime | None = None
     node: str | None = None
     keeps_checkpoint: bool = True
+    retries: int = 0
+    lost_seconds: float = 0.0
 
     @property
     def best(self) -> Evaluation | None:
@@ -167,6 +169,8 @@ def trial_history(experiment: Experiment, record: TrialRecord, labels: Sequence[
         ended_at=ended,
         node=row["node"],
         keeps_checkpoint=bool(record.checkpoints),
+        retries=row.get("retries", 0),  # runs of earlier versions had none
+        lost_seconds=row.get("lost_seconds", 0.0),
     )
 
 
@@ -205,6 +209,8 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         **_outcome(trial),
         **_test_outcome(trial),
         **_cost(trial),
+        "retries": trial.retries,
+        "lost_seconds": trial.lost_seconds,
         "started_at": trial.started_at,
         "ended_at": trial.ended_at,
         "base_model": experiment.model.path,

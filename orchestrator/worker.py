@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import ObjectRef, tune
@@ -21,6 +21,8 @@ from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT
 from results.show import describe_hyperparameters
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
+from trainables.parallel import ALONE, Group
+from trainables.state import Progress, TrialState
 from trainables.trial import Evaluation, failure_status, run_trial
 
 
@@ -47,11 +49,72 @@ def share(experiment: Experiment, prepared: Prepared, directory: Path) -> Inputs
     )
 
 
+class ProcessDiedError(RuntimeError):
+    """A process of a trial is gone; another one may go on from the trial's last state."""
+
+
+class Driven(Protocol):
+    """A trial's process, or several that are driven as one."""
+
+    def begin(self, assignment: Assignment, state: Path | None = None) -> Progress:
+        """Begin a trial, or go on with it from the state in a directory."""
+
+    def advance(self) -> Evaluation:
+        """Train until the next evaluation."""
+
+    def save(self, directory: Path) -> None:
+        """Save the trial's state."""
+
+    def close(self) -> None:
+        """Let go of the trial."""
+
+
+class TrialProcess:
+    """What drives a trial does in the process, or in each of the processes, that train it.
+
+    Arguments:
+        inputs: what it reads.
+        group: the processes that train together.
+    """
+
+    def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
+        self._inputs = inputs
+        self._group = group
+        self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
+
+    def begin(self, assignment: Assignment, state: Path | None = None) -> Progress:
+        """Begin a trial, or go on with it from the state in a directory."""
+        self._state = TrialState.read(state) if state else TrialState()
+        self._curve: Iterator[Evaluation] = self._run(assignment, self._state)
+        return self._state.progress
+
+    def _run(self, assignment: Assignment, state: TrialState) -> Iterator[Evaluation]:
+        spec = self._inputs.experiment.trial_spec(assignment)
+        check_directory(self._inputs.directory)
+        # The search never sees the test split.
+        test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
+        checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
+        yield from run_trial(spec, self._data, self._base, checkpoint, test, state, self._group)
+
+    def advance(self) -> Evaluation:
+        """Train until the next evaluation."""
+        return next(self._curve)
+
+    def save(self, directory: Path) -> None:
+        """Save the trial's state."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._state.save(directory)
+
+    def close(self) -> None:
+        """Let go of the trial."""
+        self._curve = iter(())
+
+
 class TrialWorker(tune.Trainable):
     """Drive one trial after another in one process, one evaluation per step.
 
     A trial that raises ends with a result that carries its status and error, and the process stays
-    warm for the next one; only a process that dies is left to Tune.
+    warm for the next one. Where a process dies, Tune has another one go on from the trial's last state.
 
     While it trains, its process is called ``ray::lora-003 rank 8, lr 0.0005``: the dashboard's list of a
     node's workers, ``ps`` and ``top`` show that. Its lines in the log begin with the trial's id. Ray takes
@@ -61,43 +124,44 @@ class TrialWorker(tune.Trainable):
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
         self, config: dict[str, Any], inputs: Inputs
     ) -> None:
-        self._inputs = inputs
-        self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
+        self._process = self._open(inputs)
         self._start(config)
         self._name = f"first trial: {self._title}"
+
+    def _open(self, inputs: Inputs) -> Driven:
+        return TrialProcess(inputs)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._start(new_config)
         return True
 
     def cleanup(self) -> None:
-        self._curve: Iterator[Evaluation] = iter(())
+        self._process.close()
 
     def __repr__(self) -> str:
         return self._name
 
-    def _start(self, config: dict[str, Any]) -> None:
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self._process.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]  # a directory, as saved
+        self._start(self.config, Path(checkpoint))
+
+    def _start(self, config: dict[str, Any], state: Path | None = None) -> None:
         assignment = Assignment(**config[ASSIGNMENT])
         self._title = f"{assignment.trial_id} {describe_hyperparameters(assignment.hyperparameters)}"
-        self._best_accuracy = 0.0
-        self._curve = self._run(assignment)
-
-    def _run(self, assignment: Assignment) -> Iterator[Evaluation]:
         for stream in (sys.stdout, sys.stderr):
             print(f"{LOG_PREFIX_ACTOR_NAME}{assignment.trial_id}", file=stream, flush=True)
-        spec = self._inputs.experiment.trial_spec(assignment)
-        check_directory(self._inputs.directory)
-        # The search never sees the test split.
-        test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
-        checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
-        yield from run_trial(spec, self._data, self._base, checkpoint, test=test)
+        progress = self._process.begin(assignment, state)
+        self._best_accuracy = progress.best[0] if progress.best else 0.0
 
     def step(self) -> dict[str, Any]:
         setproctitle(f"ray::{self._title}")
         try:
-            point = next(self._curve)
+            point = self._process.advance()
+        except ProcessDiedError:
+            raise
         except Exception as error:
-            self._curve = iter(())
             print(traceback.format_exc(), flush=True)
             text = f"{type(error).__name__}: {error}"
             return {STATUS: failure_status(error), ERROR: text, "done": True}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainables.data import TokenizedSplit
+from trainables.parallel import ALONE, Group
 
 BUCKET_BATCHES = 50
 """Batches cut from one bucket: examples are shuffled, and sorted by length within this many batches only."""
@@ -23,7 +26,9 @@ class Batch:
     attention_mask: torch.Tensor  # [examples, longest] int64, 0 on padding
     labels: torch.Tensor  # [examples] int64
     positions: NDArray[np.int64]  # [examples]; where each stands in its split
-    tokens: int  # without padding
+    size: int  # examples of the whole batch, of which this may be one rank's share
+    tokens: int  # without padding, of the whole batch
+    weight: float = 1.0  # of its mean loss, so that the ranks' mean is the whole batch's; 0 only fills in
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on ``device``."""
@@ -37,19 +42,37 @@ class Batch:
         )
 
 
-def batches(
-    split: TokenizedSplit,
-    batch_size: int,
-    pad_token_id: int,
-    generator: np.random.Generator | None = None,
+def training_batches(
+    split: TokenizedSplit, batch_size: int, pad_token_id: int, seed: int, start: int = 0, group: Group = ALONE
 ) -> Iterator[Batch]:
-    """Yield each example of a split once.
+    """Yield this rank's share of a split's batches, in random order from length buckets, epochs without end.
 
-    With a ``generator``, in random order from length buckets (one epoch of training); without, longest
-    first (evaluation).
+    The first ``start`` batches are skipped. A rank that gets nothing of a small batch has an example that
+    weighs nothing, as all ranks take every step.
     """
-    for positions in batch_positions(np.diff(split.offsets), batch_size, generator):
-        yield make_batch(split, positions, pad_token_id)
+    generator, lengths = np.random.default_rng(seed), np.diff(split.offsets)
+    epochs = (batch_positions(lengths, batch_size, generator) for _ in repeat(None))
+    for positions in islice(chain.from_iterable(epochs), start, None):
+        share = positions[group.rank :: group.size]
+        yield replace(
+            make_batch(split, share if len(share) else positions[:1], pad_token_id),
+            size=len(positions),
+            tokens=int(lengths[positions].sum()),
+            weight=len(share) * group.size / len(positions),
+        )
+
+
+def batches(
+    split: TokenizedSplit, batch_size: int, pad_token_id: int, group: Group = ALONE
+) -> Iterator[Batch]:
+    """Yield each example of a split once, longest first, to evaluate it; ranks take turns at the batches.
+
+    All ranks get as many: one that has none left gets the first again, with weight 0.
+    """
+    cut = batch_positions(np.diff(split.offsets), batch_size, None)
+    for number in range(group.rank, math.ceil(len(cut) / group.size) * group.size, group.size):
+        positions, weight = (cut[number], 1.0) if number < len(cut) else (cut[0], 0.0)
+        yield replace(make_batch(split, positions, pad_token_id), weight=weight)
 
 
 def batch_positions(
@@ -81,6 +104,7 @@ def make_batch(split: TokenizedSplit, positions: NDArray[np.int64], pad_token_id
         attention_mask=torch.from_numpy(mask.astype(np.int64)),
         labels=torch.from_numpy(split.labels[positions]),
         positions=positions,
+        size=len(positions),
         tokens=int(lengths.sum()),
     )
 

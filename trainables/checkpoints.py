@@ -7,10 +7,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
+
+from trainables.parallel import ALONE, Group, own_part, whole
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,39 @@ class Checkpoint:
 ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"
 
 
-def save_checkpoint(model: nn.Module, directory: Path) -> Checkpoint:
+def save_checkpoint(model: nn.Module, directory: Path, group: Group = ALONE) -> Checkpoint | None:
     """Save a model, replacing what ``directory`` held only once the new files are whole.
 
-    An adapter holds the head too. The base of an adapter is named in its ``adapter_config.json``.
+    An adapter holds the head too. The base of an adapter is named in its ``adapter_config.json``. All ranks
+    of a group must ask; rank 0 writes, and gets the checkpoint.
     """
+    weights = _gather(model, group) if group.shards_model else None
+    return _write(model, directory, weights) if group.rank == 0 else None
+
+
+def _gather(model: nn.Module, group: Group) -> dict[str, torch.Tensor]:
+    """Return, on rank 0, the whole of what a checkpoint holds; all ranks must ask."""
+    parts: dict[str, torch.Tensor] = model.state_dict()
+    if isinstance(model, PeftModel):
+        parts = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = {}
+    for name, part in parts.items():
+        tensor = whole(part.detach())
+        if group.rank == 0:
+            weights[name] = tensor.cpu()
+    return weights
+
+
+def _write(model: nn.Module, directory: Path, state: dict[str, torch.Tensor] | None) -> Checkpoint:
     temporary = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     if isinstance(model, PeftModel):
         # "auto" would ask the hub whether the base's vocabulary has changed.
-        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
         kind, weights = "adapter", ADAPTER_FILE
     else:
         assert isinstance(model, PreTrainedModel)
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=state)
         kind, weights = "full", MODEL_FILE
     size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
     with open(temporary / weights, "rb") as file:
@@ -52,10 +74,15 @@ def save_checkpoint(model: nn.Module, directory: Path) -> Checkpoint:
 def load_checkpoint(model: nn.Module, directory: Path) -> None:
     """Put the weights of a checkpoint of this very model back into it."""
     if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(directory / ADAPTER_FILE))
+        set_peft_model_state_dict(model, _read_parts(directory / ADAPTER_FILE, model))
         return
-    weights = load_file(directory / MODEL_FILE)
+    weights = _read_parts(directory / MODEL_FILE, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     # Tied weights are saved once.
     assert not unexpected
     assert set(missing) <= set(getattr(model, "all_tied_weights_keys", {}) or {})
+
+
+def _read_parts(file: Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Read the parts of a checkpoint's tensors that this rank holds of the model."""
+    return {name: own_part(tensor, model) for name, tensor in load_file(file).items()}

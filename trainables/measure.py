@@ -16,11 +16,16 @@ _PROCESS = Path("/proc/self")
 
 
 class Stopwatch:
-    """Add up the seconds of the blocks it is wrapped around, the device's queued work included."""
+    """Add up the seconds of the blocks it is wrapped around, the device's queued work included.
 
-    def __init__(self, device: torch.device) -> None:
+    Arguments:
+        device: whose work is waited for.
+        seconds: what was measured before.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
         self._device = device
-        self.seconds = 0.0
+        self.seconds = seconds
 
     @contextmanager
     def running(self) -> Iterator[None]:

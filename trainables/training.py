@@ -18,6 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from trainables.batches import Batch
 from trainables.errors import DivergedError
+from trainables.parallel import ALONE, Group, total
 from trainables.settings import TrainingSettings
 
 
@@ -28,21 +29,22 @@ class RandomStream:
         self._device = device
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(seed)
-            self._state = self._read()
+            self.state = self._read()
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Draw from this stream inside the block; leave torch's own state as it was."""
         with torch.random.fork_rng(devices=self._cuda_devices()):
-            torch.set_rng_state(self._state[0])
-            if self._state[1] is not None:
-                torch.cuda.set_rng_state(self._state[1], self._device)
+            torch.set_rng_state(self.state["cpu"])
+            if "cuda" in self.state:
+                torch.cuda.set_rng_state(self.state["cuda"], self._device)
             yield
-            self._state = self._read()
+            self.state = self._read()
 
-    def _read(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _read(self) -> dict[str, torch.Tensor]:
         on_cuda = self._device.type == "cuda"
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if on_cuda else None
+        cuda = {"cuda": torch.cuda.get_rng_state(self._device)} if on_cuda else {}
+        return {"cpu": torch.get_rng_state(), **cuda}
 
     def _cuda_devices(self) -> list[torch.device]:
         return [self._device] if self._device.type == "cuda" else []
@@ -84,8 +86,8 @@ def train_step(
     max_gradient_norm: float,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Take one optimizer step on a batch and return its mean loss, a detached scalar on its device."""
-    loss = cross_entropy(forward(model, batch, dtype), batch.labels)
+    """Take one optimizer step on a batch and return its mean loss as weighted, a detached scalar."""
+    loss = cross_entropy(forward(model, batch, dtype), batch.labels) * batch.weight
     loss.backward()
     nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), max_gradient_norm)
     optimizer.step()
@@ -100,33 +102,35 @@ def evaluate(
     labels: NDArray[np.int64],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    group: Group = ALONE,
 ) -> Scores:
     """Evaluate a model in eval mode, without gradients; put it back in the mode it was in.
 
     Arguments:
         model: any sequence classification model.
-        batches: each example of a split once.
+        batches: each example of a split once; several ranks share them.
         labels: [examples] right label indices, in the order of the split.
         device: where the model is.
         dtype: to compute in.
+        group: the ranks that evaluate it together; each gets the scores of the whole split.
 
     Raises:
         DivergedError: if the loss is not finite.
     """
     was_training = model.training
     model.eval()
-    rows, positions = [], []
+    logits: torch.Tensor | None = None
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what FSDP gathers in inference mode cannot be trained with after it
             for batch in batches:
-                rows.append(forward(model, batch.to(device), dtype).cpu())
-                positions.append(batch.positions)
+                rows = forward(model, batch.to(device), dtype).cpu()
+                logits = torch.zeros(len(labels), rows.shape[1]) if logits is None else logits
+                if batch.weight:
+                    logits[torch.from_numpy(batch.positions)] = rows
     finally:
         model.train(was_training)
-    by_batch = torch.cat(rows)
-    logits = torch.empty_like(by_batch)
-    logits[torch.from_numpy(np.concatenate(positions))] = by_batch
-    return score(logits, labels)
+    assert logits is not None, "a split has examples"
+    return score(total(logits, group, device), labels)
 
 
 def score(logits: torch.Tensor, labels: NDArray[np.int64]) -> Scores:

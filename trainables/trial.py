@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters
-from trainables.batches import batches
+from trainables.batches import batches, training_batches
 from trainables.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
 from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
 from trainables.methods import METHODS, MethodSettings
+from trainables.parallel import ALONE, Group, spread, total
 from trainables.settings import TrainingSettings
-from trainables.training import RandomStream, Scores, evaluate, make_optimizer, train_step
+from trainables.state import Progress, Trained, TrialState
+from trainables.training import RandomStream, evaluate, make_optimizer, train_step
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,12 @@ def run_trial(
     base: BaseModel,
     checkpoint_directory: Path | None,
     test: TokenizedSplit | None = None,
+    state: TrialState | None = None,
+    group: Group = ALONE,
 ) -> Iterator[Evaluation]:
     """Train one trial, yielding an evaluation ``evaluations_per_epoch`` times per epoch.
+
+    A trial that goes on from a state yields what it would have yielded next, with the same numbers.
 
     Arguments:
         spec: what to train.
@@ -102,6 +108,9 @@ def run_trial(
         base: the base model's shared weights.
         checkpoint_directory: keeps the best checkpoint so far; None keeps none.
         test: judges the best checkpoint once, after the last step; it takes a ``checkpoint_directory``.
+        state: where to go on from, and what the caller may save between two evaluations.
+        group: the processes that train it together, which all drive it in step; a batch is split between
+            them, its loss and gradient stay those of the whole batch. Rank 0 measures.
 
     Raises:
         DivergedError: if a loss is no longer finite.
@@ -111,71 +120,92 @@ def run_trial(
     if device.type == "cpu":
         torch.set_num_threads(spec.threads)
     reset_peak_memory(device)
-    setup, training, evaluating = Stopwatch(device), Stopwatch(device), Stopwatch(device)
+    state = state or TrialState()
+    done = state.progress
+    setup = Stopwatch(device, done.setup_seconds)
+    training, evaluating = Stopwatch(device, done.train_seconds), Stopwatch(device, done.evaluation_seconds)
     settings, dtype = spec.training, getattr(torch, base.settings.dtype)
     stream = RandomStream(spec.seed, device)
     steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
     total_steps = settings.epochs * steps_per_epoch
     stops = evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
-    with setup.running(), stream.active():
-        model = wrap_base(base, spec.kind, spec.settings, spec.seed).to(device)
-        optimizer, schedule = make_optimizer(model, settings, total_steps)
-        trainable, total = count_parameters(model)
+    with setup.running():
+        with stream.active():
+            model = wrap_base(base, spec.kind, spec.settings, spec.seed)
+        if group.rank > 0:  # other dropout for its part of a batch
+            stream = RandomStream(spec.seed + group.rank, device)
+        trainable, parameters = count_parameters(model)
         loaded_bytes = model_bytes(model)
-        order = np.random.default_rng(spec.seed)
-        epochs = (batches(data.train, settings.batch_size, data.pad_token_id, order) for _ in repeat(None))
-        training_batches = chain.from_iterable(epochs)
+        stepped = spread(model, group, device)
+        optimizer, schedule = make_optimizer(model, settings, total_steps)
+        training_data = training_batches(
+            data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, group
+        )
         model.train()
+        state.attach(Trained(model, optimizer, schedule, stream, device, group))
 
-    best: Scores | None = None
-    step = examples = tokens = 0
-    for number, last_step in enumerate(stops, start=1):
-        loss_sum, seen = torch.zeros((), device=device), 0
+    for last_step in stops[done.evaluation :]:
+        loss_sum, seen, tokens = torch.zeros((), device=device), 0, 0
         with training.running(), stream.active():
-            for batch in islice(training_batches, last_step - step):
+            for batch in islice(training_data, last_step - done.step):
                 loss = train_step(
-                    model, batch.to(device), optimizer, schedule, settings.max_gradient_norm, dtype
+                    stepped, batch.to(device), optimizer, schedule, settings.max_gradient_norm, dtype
                 )
-                loss_sum += loss * len(batch.positions)
-                seen += len(batch.positions)
+                loss_sum += loss * batch.size
+                seen += batch.size
                 tokens += batch.tokens
-            train_loss = loss_sum.item() / seen
-        step, examples = last_step, examples + seen
+            train_loss = total(loss_sum, group, device).item() / group.size / seen
         if not math.isfinite(train_loss):
-            raise DivergedError(f"the training loss became {train_loss} by step {step}")
+            raise DivergedError(f"the training loss became {train_loss} by step {last_step}")
         with evaluating.running():
-            validation = batches(data.validation, settings.evaluation_batch_size, data.pad_token_id)
-            scores = evaluate(model, validation, data.validation.labels, device, dtype)
-        is_best = best is None or (scores.accuracy, -scores.loss) > (best.accuracy, -best.loss)
-        checkpoint = None
-        if is_best:
-            best = scores
-            checkpoint = save_checkpoint(model, checkpoint_directory) if checkpoint_directory else None
+            scores = evaluate(
+                model,
+                batches(data.validation, settings.evaluation_batch_size, data.pad_token_id, group),
+                data.validation.labels,
+                device,
+                dtype,
+                group,
+            )
+        is_best = done.best is None or (scores.accuracy, -scores.loss) > done.best
+        checkpoint = (
+            save_checkpoint(model, checkpoint_directory, group) if is_best and checkpoint_directory else None
+        )
         peak, source = peak_memory(device)
+        done = state.progress = Progress(
+            evaluation=done.evaluation + 1,
+            step=last_step,
+            examples=done.examples + seen,
+            tokens=done.tokens + tokens,
+            best=(scores.accuracy, -scores.loss) if is_best else done.best,
+            train_seconds=training.seconds,
+            evaluation_seconds=evaluating.seconds,
+            setup_seconds=setup.seconds,
+            peak_memory_bytes=max(peak, done.peak_memory_bytes or 0) if peak else None,
+        )
         yield Evaluation(
-            evaluation=number,
-            step=step,
-            epoch=step / steps_per_epoch,
-            examples=examples,
-            tokens=tokens,
+            evaluation=done.evaluation,
+            step=done.step,
+            epoch=done.step / steps_per_epoch,
+            examples=done.examples,
+            tokens=done.tokens,
             train_loss=train_loss,
             validation_loss=scores.loss,
             validation_accuracy=scores.accuracy,
             validation_macro_f1=scores.macro_f1,
-            train_seconds=training.seconds,
-            evaluation_seconds=evaluating.seconds,
-            setup_seconds=setup.seconds,
-            peak_memory_bytes=peak,
+            train_seconds=done.train_seconds,
+            evaluation_seconds=done.evaluation_seconds,
+            setup_seconds=done.setup_seconds,
+            peak_memory_bytes=done.peak_memory_bytes,
             peak_memory_source=source,
             trainable_parameters=trainable,
-            total_parameters=total,
+            total_parameters=parameters,
             model_bytes=loaded_bytes,
             is_best=is_best,
-            is_last=step == total_steps,
+            is_last=done.step == total_steps,
             checkpoint=checkpoint,
             device=_device_name(device),
-            test=judge(model, checkpoint_directory, test, data.pad_token_id, settings, device, dtype)
-            if test is not None and step == total_steps
+            test=judge(model, checkpoint_directory, test, data.pad_token_id, settings, device, dtype, group)
+            if test is not None and done.step == total_steps
             else None,
         )
 
@@ -188,14 +218,16 @@ def judge(
     settings: TrainingSettings,
     device: torch.device,
     dtype: torch.dtype,
+    group: Group = ALONE,
 ) -> TestOutcome:
     """Evaluate a trained model on the test split, with the weights of its checkpoint."""
     assert checkpoint_directory is not None, "the best checkpoint is not in memory any more"
     watch = Stopwatch(device)
     with watch.running():
+        total(torch.zeros(1), group, device)  # rank 0 has written the checkpoint before others read it
         load_checkpoint(model, checkpoint_directory)
-        split = batches(test, settings.evaluation_batch_size, pad_token_id)
-        scores = evaluate(model, split, test.labels, device, dtype)
+        split = batches(test, settings.evaluation_batch_size, pad_token_id, group)
+        scores = evaluate(model, split, test.labels, device, dtype, group)
     return TestOutcome(
         loss=scores.loss,
         accuracy=scores.accuracy,

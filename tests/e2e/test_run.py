@@ -310,18 +310,71 @@ def test_other_data_is_not_mixed_into_a_run_that_is_continued(
     assert "dataset_fingerprint" in resumed.stderr
 
 
-def test_a_worker_that_is_killed_is_a_row_and_the_others_go_on(experiment: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "runs" / "small"
-    process = start(
-        experiment,
-        *("--set", "training.epochs=200", "--set", "search.early_stopping=none"),
-        *("--methods", "full,lora", "--set", "search.trials=1"),
-    )
-    workers = wait_for(lambda: training(process.pid), 2)
-    workers[0].kill()
+LONG = (
+    *("--set", "training.epochs=60", "--set", "search.early_stopping=none"),
+    *("--methods", "full,lora", "--set", "search.trials=1"),
+)
+"""Two trials that run long enough to be disturbed."""
+
+
+def evaluations(directory: Path, trial_id: str) -> list[Any]:
+    file = directory / "journal" / f"{trial_id}.json"
+    return json.loads(file.read_text())["metrics"] if file.exists() else []
+
+
+def kill_in_trial(pid: int, directory: Path, trial_id: str, after: int) -> None:
+    """Kill the one worker there is once a trial has made some more evaluations."""
+    made = len(evaluations(directory, trial_id))
+    wait_for(lambda: evaluations(directory, trial_id), made + after)
+    wait_for(lambda: training(pid), 1)[0].kill()
+
+
+def test_a_trial_whose_worker_is_killed_goes_on_as_if_nothing_had_happened(
+    experiment: Path, tmp_path: Path
+) -> None:
+    one = (*LONG, "--set", "resources.max_concurrent=1")
+    whole = run(experiment, "--name", "whole", *one)
+    assert whole.returncode == 0, whole.stderr
+    directory = tmp_path / "runs" / "cut"
+    process = start(experiment, "--name", "cut", *one)
+    kill_in_trial(process.pid, directory, "lora-000", after=7)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
-    trials = pd.read_parquet(directory / "trials.parquet")
-    assert sorted(trials.status) == ["completed", "failed"]
-    assert trials.error[trials.status == "failed"].str.len().iloc[0] > 20
+
+    pd.testing.assert_frame_equal(table(directory), table(tmp_path / "runs" / "whole"))
+    trials = load(directory).trials.set_index("trial_id")
+    assert set(trials.status) == {"completed"}
+    assert trials.retries.to_dict() == {"full-000": 0, "lora-000": 1}
+    assert trials.lost_seconds["full-000"] == 0
+    assert trials.lost_seconds["lora-000"] > 0
+    curve = ["trial_id", "evaluation", "step", "examples", "tokens", "train_loss", "validation_loss"]
+    cut, expected = (
+        load(tmp_path / "runs" / name).metrics[curve].sort_values(curve[:2], ignore_index=True)
+        for name in ("cut", "whole")
+    )
+    pd.testing.assert_frame_equal(cut, expected)
+    checkpoints = [
+        load(tmp_path / "runs" / name).checkpoints.set_index("trial_id").sha256 for name in ("cut", "whole")
+    ]
+    assert checkpoints[0].to_dict() == checkpoints[1].to_dict()
+    assert not list((directory / "ray").rglob("state.safetensors")), "states of ended trials stay"
+
+
+def test_a_trial_whose_worker_dies_too_often_is_a_row_and_the_others_go_on(
+    experiment: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "runs" / "small"
+    process = start(
+        experiment, *LONG, *("--set", "resources.max_concurrent=1", "--set", "resources.max_failures=1")
+    )
+    for _ in range(2):
+        kill_in_trial(process.pid, directory, "full-000", after=3)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    trials = pd.read_parquet(directory / "trials.parquet").set_index("trial_id")
+    assert trials.status.to_dict() == {"full-000": "failed", "lora-000": "completed"}
+    assert trials.retries.to_dict() == {"full-000": 1, "lora-000": 0}
+    assert len(trials.error["full-000"]) > 20
+    assert trials.evaluations["full-000"] >= 6
     assert "1 failed" in out
+    assert not list((directory / "ray").rglob("state.safetensors"))

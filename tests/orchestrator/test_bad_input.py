@@ -144,6 +144,22 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("resources.gpus_per_trial is set, and auto would set it; expected one of them",),
     ),
     "resources in a word": (sets("resources=all"), ("resources.all: unknown; expected auto",)),
+    "more workers": (
+        sets("resources.workers_per_trial=5000"),
+        ("resources.workers_per_trial: asks for 5000, but there is room for ",),
+    ),
+    "workers with half a GPU": (
+        sets("resources.workers_per_trial=2", "resources.gpus_per_trial=0.5"),
+        ("resources.gpus_per_trial", "2 workers needs whole GPUs", "got 0.5"),
+    ),
+    "one worker in parts": (
+        sets("resources.parallelism=fsdp"),
+        ("resources.parallelism: fsdp takes several workers", "workers_per_trial of at least 2"),
+    ),
+    "4-bit weights in parts": (
+        sets("resources={workers_per_trial: 2, parallelism: fsdp}", "methods.small={kind: qlora}"),
+        ("good.yaml: resources.parallelism: fsdp cannot split the 4-bit weights of small", "expected ddp"),
+    ),
     "no CPUs": (sets("resources.cpus_per_trial=0"), ("resources.cpus_per_trial", "greater than 0")),
 }
 
@@ -183,4 +199,14 @@ def test_dry_run_prints_the_plan_and_makes_nothing(
     printed = capfd.readouterr().out
     assert "lora" in printed
     assert "64 examples, file train.tsv" in printed
+    assert "each trial: 1 CPUs, 0 GPUs" in printed
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_dry_run_says_what_each_of_a_trials_workers_gets(
+    workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")  # whose resources are not known before it is joined
+    workers = "resources={workers_per_trial: 4, cpus_per_trial: 2, gpus_per_trial: 1, parallelism: fsdp}"
+    assert main(["good.yaml", "--dry-run", *sets(workers)]) == 0
+    assert "each trial: 4 x (2 CPUs, 1 GPUs), fsdp" in capfd.readouterr().out

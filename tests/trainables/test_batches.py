@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import math
+from itertools import islice
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables.batches import batch_positions, batches
+from trainables.batches import batch_positions, batches, training_batches
 from trainables.data import TokenizedSplit
+from trainables.parallel import Group
 
 PAD = 0
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300)
@@ -27,7 +31,10 @@ def test_an_epoch_holds_each_example_once_padded_to_its_batch(
     split = make_split(counts)
     seen: list[int] = []
     short = 0
-    for batch in batches(split, size, PAD, None if seed is None else np.random.default_rng(seed)):
+    epoch = batches(split, size, PAD)
+    if seed is not None:
+        epoch = islice(training_batches(split, size, PAD, seed), math.ceil(len(counts) / size))
+    for batch in epoch:
         seen += batch.positions.tolist()
         short += len(batch.positions) < size
         sizes = [counts[position] for position in batch.positions]
@@ -41,6 +48,35 @@ def test_an_epoch_holds_each_example_once_padded_to_its_batch(
             assert batch.labels[row] == split.labels[position]
     assert sorted(seen) == list(range(len(counts)))
     assert short <= 1
+
+
+@settings(deadline=None)
+@given(counts=lengths, size=st.integers(1, 32), ranks=st.integers(1, 4), start=st.integers(0, 30))
+def test_ranks_share_every_batch_and_weigh_as_much_as_it(
+    counts: list[int], size: int, ranks: int, start: int
+) -> None:
+    split = make_split(counts)
+    whole = islice(training_batches(split, size, PAD, 3), start, start + 5)
+    shares = [training_batches(split, size, PAD, 3, start, Group(rank, ranks)) for rank in range(ranks)]
+    for batch, *parts in zip(whole, *shares, strict=False):
+        assert {(part.size, part.tokens) for part in parts} == {(batch.size, batch.tokens)}
+        positions = [position for part in parts if part.weight for position in part.positions]
+        assert sorted(positions) == sorted(batch.positions)
+        # The mean over ranks of weighted means over examples is the mean over the batch's examples.
+        means = [part.weight * split.labels[part.positions].mean() for part in parts]
+        assert np.isclose(np.mean(means), split.labels[batch.positions].mean())
+
+
+@settings(deadline=None)
+@given(counts=lengths, size=st.integers(1, 32), ranks=st.integers(1, 4))
+def test_ranks_evaluate_each_example_once_in_as_many_batches(
+    counts: list[int], size: int, ranks: int
+) -> None:
+    split = make_split(counts)
+    shares = [list(batches(split, size, PAD, Group(rank, ranks))) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    seen = [position for share in shares for batch in share if batch.weight for position in batch.positions]
+    assert sorted(seen) == list(range(len(counts)))
 
 
 def test_order_is_the_seeds() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from trainables.base_model import BaseModel, build_model, load_base, load_tokenizer
-from trainables.batches import Batch, batches
+from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Checkpoint
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
@@ -86,7 +86,7 @@ def make_spec(kind: str, seed: int = 1, epochs: int = 2, learning_rate: float = 
 
 
 def first_batch(data: TokenizedData) -> Batch:
-    return next(batches(data.train, 8, data.pad_token_id, np.random.default_rng(0)))
+    return next(training_batches(data.train, 8, data.pad_token_id, seed=0))
 
 
 def logits(model: nn.Module, batch: Batch) -> torch.Tensor:

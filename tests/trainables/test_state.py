@@ -1,0 +1,107 @@
+"""A trial that goes on from a saved state gives the numbers of one that was never interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
+from trainables.methods import METHODS
+from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.state import TrialState
+from trainables.trial import Evaluation, TrialSpec, run_trial
+
+TIMED = ("train_seconds", "evaluation_seconds", "setup_seconds", "peak_memory_bytes", "checkpoint", "test")
+
+Prepared = tuple[TokenizedData, TokenizedSplit, BaseModel]
+
+
+@pytest.fixture(scope="module")
+def prepared(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Prepared:
+    settings = ModelSettings(path=str(model_directories["gpt2"]))  # it has dropout
+    files = DataSettings(
+        path=None, columns=["sentence", "label"], **{name: str(file) for name, file in data_files.items()}
+    )
+    data, test = load_data(read_data(files, 0), load_tokenizer(settings), 64)
+    return data, test, load_base(settings, data.labels, data.pad_token_id)
+
+
+def make_spec(kind: str) -> TrialSpec:
+    # 64 examples in batches of 12: evaluations fall inside epochs, and epochs end with a short batch.
+    training = TrainingSettings(
+        epochs=3, learning_rate=1e-2, batch_size=12, evaluations_per_epoch=2, weight_decay=0.01
+    )
+    own = METHODS[kind].settings
+    settings = own(dropout=0.1) if "dropout" in own.model_fields else own()
+    return TrialSpec("t", kind, kind, 1, settings, training)
+
+
+def outcome(point: Evaluation) -> list[object]:
+    return [getattr(point, field.name) for field in fields(point) if field.name not in TIMED]
+
+
+@pytest.mark.parametrize("kind", sorted(METHODS))
+def test_a_continued_trial_is_the_uninterrupted_one(prepared: Prepared, kind: str, tmp_path: Path) -> None:
+    data, test, base = prepared
+    spec = make_spec(kind)
+    whole = list(run_trial(spec, data, base, tmp_path / "whole", test))
+
+    points: list[Evaluation] = []
+    for stop in (1, 3, 4):
+        state = TrialState.read(tmp_path / "state") if points else TrialState()
+        trial = run_trial(spec, data, base, tmp_path / "cut", test, state)
+        points += islice(trial, stop - len(points))
+        (tmp_path / "state").mkdir(exist_ok=True)
+        state.save(tmp_path / "state")
+        # What the worker did after its last save is lost.
+        next(trial)
+        del trial, state
+        torch.rand(3)
+    points += run_trial(spec, data, base, tmp_path / "cut", test, TrialState.read(tmp_path / "state"))
+
+    assert list(map(outcome, points)) == list(map(outcome, whole))
+    seconds = [point.train_seconds for point in points]
+    assert seconds == sorted(seconds)
+    assert points[-1].test is not None
+    assert whole[-1].test is not None
+    assert (points[-1].test.logits == whole[-1].test.logits).all()
+    file = next((tmp_path / "whole").glob("*.safetensors")).name
+    expected, found = (load_file(tmp_path / run / file) for run in ("whole", "cut"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_after_the_last_step_are_equal_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
+    """The best checkpoint may lie before the interruption; the last state does not."""
+    data, _, base = prepared
+    for run, cut in (("whole", False), ("cut", True)):
+        state = TrialState()
+        (tmp_path / run).mkdir()
+        trial = run_trial(make_spec("full"), data, base, None, None, state)
+        if cut:
+            next(trial)
+            state.save(tmp_path / run)
+            state = TrialState.read(tmp_path / run)
+            trial = run_trial(make_spec("full"), data, base, None, None, state)
+        assert list(trial)[-1].is_last
+        state.save(tmp_path / run)
+    expected, found = (load_file(tmp_path / run / "state.safetensors") for run in ("whole", "cut"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_an_adapters_state_holds_nothing_of_the_frozen_base(prepared: Prepared, tmp_path: Path) -> None:
+    data, _, base = prepared
+    state = TrialState()
+    point = next(run_trial(make_spec("qlora"), data, base, None, None, state))
+    state.save(tmp_path)
+    tensors = load_file(tmp_path / "state.safetensors")
+    weights = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("random."))
+    steps = sum(name.endswith(".step") for name in tensors)
+    assert weights == 3 * point.trainable_parameters + steps

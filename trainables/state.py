@@ -1,0 +1,144 @@
+"""The state of a trial in training: all it takes to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+
+from trainables.parallel import Group, of_all_ranks, own_part, whole
+from trainables.training import RandomStream
+
+TENSORS_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial has come. The order of its data follows from its seed and ``step``."""
+
+    evaluation: int = 0  # evaluations made
+    step: int = 0  # optimizer steps
+    examples: int = 0  # trained examples
+    tokens: int = 0  # trained tokens without padding
+    best: tuple[float, float] | None = None  # validation accuracy, and loss with its sign turned
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    setup_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What changes while a trial trains."""
+
+    model: nn.Module
+    optimizer: AdamW
+    schedule: LRScheduler
+    stream: RandomStream
+    device: torch.device
+    group: Group  # the ranks it is spread over; all of them save and restore together
+
+
+class TrialState:
+    """A trial's handle on its own state: ``TrialState()`` starts anew, one that was read goes on.
+
+    Give it to ``run_trial`` and save it between two evaluations. It holds the trained parameters and what the
+    optimizer knows of them, never the frozen base.
+    """
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self._schedule: dict[str, Any] = {}
+        self._tensors: Mapping[str, torch.Tensor] = {}
+        self._trained: Trained | None = None
+
+    @classmethod
+    def read(cls, directory: Path) -> TrialState:
+        """Read what :meth:`save` wrote."""
+        content = json.loads((directory / PROGRESS_FILE).read_text())
+        best = content["progress"].pop("best")
+        state = cls()
+        state.progress = Progress(**content["progress"], best=tuple(best) if best else None)
+        state._schedule = content["schedule"]
+        state._tensors = load_file(directory / TENSORS_FILE)
+        return state
+
+    def save(self, directory: Path) -> None:
+        """Write the state to a directory that exists; of several ranks, rank 0 does, and all must ask."""
+        assert self._trained is not None, "the trial has not begun"
+        tensors = _tensors(self._trained)
+        if self._trained.group.rank != 0:
+            return
+        content = {"progress": asdict(self.progress), "schedule": self._trained.schedule.state_dict()}
+        save_file(tensors, directory / TENSORS_FILE)
+        (directory / PROGRESS_FILE).write_text(json.dumps(content))
+
+    def attach(self, trained: Trained) -> None:
+        """Take hold of what a trial has set up, and put into it what was read."""
+        if self._tensors:
+            trained.schedule.load_state_dict(self._schedule)
+            _restore(trained, self._tensors)
+            self._tensors = {}
+        self._trained = trained
+
+
+def _tensors(trained: Trained) -> dict[str, torch.Tensor]:
+    """Name all tensors, on rank 0: ``random.RANK.DEVICE``, ``model.NAME`` and ``optimizer.NAME.KEY``."""
+    tensors = {
+        f"random.{rank}.{name}": state
+        for name, own in trained.stream.state.items()
+        for rank, state in enumerate(of_all_ranks(own, trained.group, trained.device))
+    }
+    for name, tensor in _changing(trained.model).items():
+        optimized = {
+            f"optimizer.{name}.{key}": t for key, t in trained.optimizer.state.get(tensor, {}).items()
+        }
+        for key, part in {f"model.{name}": tensor.detach(), **optimized}.items():
+            value = whole(part)
+            if trained.group.rank == 0:
+                tensors[key] = value.cpu().contiguous()
+    return tensors
+
+
+def _restore(trained: Trained, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in _changing(trained.model).items():
+        with torch.no_grad():
+            value = tensors[f"model.{name}"]
+            tensor.copy_(own_part(value, trained.model) if isinstance(tensor, nn.Parameter) else value)
+    trained.stream.state = _below(f"random.{trained.group.rank}", tensors)
+    rates, groups = trained.schedule.get_last_lr(), trained.optimizer.state_dict()["param_groups"]
+    groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
+    state = {}
+    names = {parameter: name for name, parameter in trained.model.named_parameters()}
+    parameters = [parameter for group in trained.optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        known = _below(f"optimizer.{names[parameter]}", tensors)
+        # A moment has its parameter's shape, and is spread like it; the step is a number.
+        state[index] = {
+            key: own_part(value, trained.model) if value.shape == parameter.shape else value
+            for key, value in known.items()
+        }
+    # It moves each tensor to its parameter's device.
+    trained.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what training changes: trained parameters, and buffers that are a part of the model."""
+    kept = model.state_dict().keys()
+    return {
+        **{name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad},
+        **{name: buffer for name, buffer in model.named_buffers() if name in kept},
+    }
+
+
+def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
