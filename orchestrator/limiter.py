@@ -1,0 +1,25 @@
+"""As many suggestions at once as the cluster has room for at the moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from orchestrator.cluster import room
+from orchestrator.experiment import ResourceSettings
+
+
+class RoomLimiter(ConcurrencyLimiter):
+    """Limit a searcher by the nodes that are there or that the autoscaler may add, counted anew each time.
+
+    Suggestions wait for room, as with a fixed limit: each has the results of all that ended before it.
+    """
+
+    def __init__(self, searcher: Searcher, resources: ResourceSettings) -> None:
+        super().__init__(searcher, max_concurrent=room(resources))
+        self._resources = resources
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        self.max_concurrent = room(self._resources)
+        return super().suggest(trial_id)
