@@ -106,8 +106,8 @@ class TrialProcess:
         self._state.save(directory)
 
     def close(self) -> None:
-        """Let go of the trial."""
-        self._curve = iter(())
+        """Let go of the trial, and of its memory."""
+        self._curve, self._state = iter(()), TrialState()
 
 
 class TrialWorker(tune.Trainable):
@@ -162,6 +162,7 @@ class TrialWorker(tune.Trainable):
         except ProcessDiedError:
             raise
         except Exception as error:
+            self._process.close()
             print(traceback.format_exc(), flush=True)
             text = f"{type(error).__name__}: {error}"
             return {STATUS: failure_status(error), ERROR: text, "done": True}

@@ -40,6 +40,7 @@ class Trained:
     """What changes while a trial trains."""
 
     model: nn.Module
+    stepped: nn.Module  # what steps are taken with: the model, or what averages its gradients over ranks
     optimizer: AdamW
     schedule: LRScheduler
     stream: RandomStream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters
-from trainables.batches import batches, training_batches
+from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
@@ -125,41 +125,24 @@ def run_trial(
     setup = Stopwatch(device, done.setup_seconds)
     training, evaluating = Stopwatch(device, done.train_seconds), Stopwatch(device, done.evaluation_seconds)
     settings, dtype = spec.training, getattr(torch, base.settings.dtype)
-    stream = RandomStream(spec.seed, device)
     steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
     total_steps = settings.epochs * steps_per_epoch
     stops = evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
     with setup.running():
-        with stream.active():
-            model = wrap_base(base, spec.kind, spec.settings, spec.seed)
-        if group.rank > 0:  # other dropout for its part of a batch
-            stream = RandomStream(spec.seed + group.rank, device)
-        trainable, parameters = count_parameters(model)
-        loaded_bytes = model_bytes(model)
-        stepped = spread(model, group, device)
-        optimizer, schedule = make_optimizer(model, settings, total_steps)
+        trained, summary = set_up(spec, base, total_steps, device, group)
         training_data = training_batches(
             data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, group
         )
-        model.train()
-        state.attach(Trained(model, optimizer, schedule, stream, device, group))
+        state.attach(trained)
 
     for last_step in stops[done.evaluation :]:
-        loss_sum, seen, tokens = torch.zeros((), device=device), 0, 0
-        with training.running(), stream.active():
-            for batch in islice(training_data, last_step - done.step):
-                loss = train_step(
-                    stepped, batch.to(device), optimizer, schedule, settings.max_gradient_norm, dtype
-                )
-                loss_sum += loss * batch.size
-                seen += batch.size
-                tokens += batch.tokens
-            train_loss = total(loss_sum, group, device).item() / group.size / seen
-        if not math.isfinite(train_loss):
-            raise DivergedError(f"the training loss became {train_loss} by step {last_step}")
+        with training.running():
+            part = train(trained, islice(training_data, last_step - done.step), settings, dtype)
+        if not math.isfinite(part.loss):
+            raise DivergedError(f"the training loss became {part.loss} by step {last_step}")
         with evaluating.running():
             scores = evaluate(
-                model,
+                trained.model,
                 batches(data.validation, settings.evaluation_batch_size, data.pad_token_id, group),
                 data.validation.labels,
                 device,
@@ -168,14 +151,16 @@ def run_trial(
             )
         is_best = done.best is None or (scores.accuracy, -scores.loss) > done.best
         checkpoint = (
-            save_checkpoint(model, checkpoint_directory, group) if is_best and checkpoint_directory else None
+            save_checkpoint(trained.model, checkpoint_directory, group)
+            if is_best and checkpoint_directory
+            else None
         )
         peak, source = peak_memory(device)
         done = state.progress = Progress(
             evaluation=done.evaluation + 1,
             step=last_step,
-            examples=done.examples + seen,
-            tokens=done.tokens + tokens,
+            examples=done.examples + part.examples,
+            tokens=done.tokens + part.tokens,
             best=(scores.accuracy, -scores.loss) if is_best else done.best,
             train_seconds=training.seconds,
             evaluation_seconds=evaluating.seconds,
@@ -188,7 +173,7 @@ def run_trial(
             epoch=done.step / steps_per_epoch,
             examples=done.examples,
             tokens=done.tokens,
-            train_loss=train_loss,
+            train_loss=part.loss,
             validation_loss=scores.loss,
             validation_accuracy=scores.accuracy,
             validation_macro_f1=scores.macro_f1,
@@ -197,37 +182,81 @@ def run_trial(
             setup_seconds=done.setup_seconds,
             peak_memory_bytes=done.peak_memory_bytes,
             peak_memory_source=source,
-            trainable_parameters=trainable,
-            total_parameters=parameters,
-            model_bytes=loaded_bytes,
+            trainable_parameters=summary.trainable_parameters,
+            total_parameters=summary.total_parameters,
+            model_bytes=summary.model_bytes,
             is_best=is_best,
             is_last=done.step == total_steps,
             checkpoint=checkpoint,
             device=_device_name(device),
-            test=judge(model, checkpoint_directory, test, data.pad_token_id, settings, device, dtype, group)
+            test=judge(trained, checkpoint_directory, test, data.pad_token_id, settings, dtype)
             if test is not None and done.step == total_steps
             else None,
         )
 
 
+def set_up(
+    spec: TrialSpec, base: BaseModel, total_steps: int, device: torch.device, group: Group
+) -> tuple[Trained, ModelSummary]:
+    """Build what a trial trains, and say how large its model is."""
+    stream = RandomStream(spec.seed, device)
+    with stream.active():
+        model = wrap_base(base, spec.kind, spec.settings, spec.seed)
+    if group.rank > 0:  # other dropout for its share of a batch
+        stream = RandomStream(spec.seed + group.rank, device)
+    summary = ModelSummary(*count_parameters(model), model_bytes(model))
+    stepped = spread(model, group, device)
+    optimizer, schedule = make_optimizer(model, spec.training, total_steps)
+    model.train()
+    return Trained(model, stepped, optimizer, schedule, stream, device, group), summary
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was trained between two evaluations."""
+
+    loss: float  # mean over its examples
+    examples: int
+    tokens: int
+
+
+def train(trained: Trained, batches: Iterable[Batch], settings: TrainingSettings, dtype: torch.dtype) -> Part:
+    """Take a step on each batch, all ranks of a group together."""
+    device, group = trained.device, trained.group
+    loss_sum, examples, tokens = torch.zeros((), device=device), 0, 0
+    with trained.stream.active():
+        for batch in batches:
+            loss = train_step(
+                trained.stepped,
+                batch.to(device),
+                trained.optimizer,
+                trained.schedule,
+                settings.max_gradient_norm,
+                dtype,
+            )
+            loss_sum += loss * batch.size
+            examples += batch.size
+            tokens += batch.tokens
+        return Part(total(loss_sum, group, device).item() / group.size / examples, examples, tokens)
+
+
 def judge(
-    model: nn.Module,
+    trained: Trained,
     checkpoint_directory: Path | None,
     test: TokenizedSplit,
     pad_token_id: int,
     settings: TrainingSettings,
-    device: torch.device,
     dtype: torch.dtype,
-    group: Group = ALONE,
 ) -> TestOutcome:
     """Evaluate a trained model on the test split, with the weights of its checkpoint."""
     assert checkpoint_directory is not None, "the best checkpoint is not in memory any more"
+    device, group = trained.device, trained.group
     watch = Stopwatch(device)
     with watch.running():
         total(torch.zeros(1), group, device)  # rank 0 has written the checkpoint before others read it
-        load_checkpoint(model, checkpoint_directory)
+        load_checkpoint(trained.model, checkpoint_directory)
         split = batches(test, settings.evaluation_batch_size, pad_token_id, group)
-        scores = evaluate(model, split, test.labels, device, dtype, group)
+        scores = evaluate(trained.model, split, test.labels, device, dtype, group)
     return TestOutcome(
         loss=scores.loss,
         accuracy=scores.accuracy,
