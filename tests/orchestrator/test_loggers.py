@@ -55,9 +55,9 @@ def run(experiment: Path, *settings: str, **environment: str) -> pd.DataFrame:
     return pd.read_parquet(experiment.parent / "runs" / "logged" / "metrics.parquet")
 
 
-def curve(metrics: pd.DataFrame, trial: str, name: str) -> list[tuple[int, Any]]:
-    rows = metrics[metrics.trial_id == trial].sort_values("step")
-    return list(zip(rows.step, rows[name], strict=True))
+def curve(metrics: pd.DataFrame, trial: str, name: str) -> dict[int, Any]:
+    rows = metrics[metrics.trial_id == trial]
+    return dict(zip(rows.step, rows[name], strict=True))
 
 
 def test_tensorboard_and_mlflow(experiment: Path, tmp_path: Path) -> None:
@@ -73,14 +73,14 @@ def test_tensorboard_and_mlflow(experiment: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in directory.iterdir()) == trials
     events = accumulator.EventAccumulator(str(directory / "head-000")).Reload()
     for name in NUMBERS:
-        logged = [(event.step, event.value) for event in events.Scalars(f"ray/tune/{name}")]
-        assert logged == pytest.approx(curve(metrics, "head-000", name), rel=1e-6)
+        logged = {event.step: event.value for event in events.Scalars(f"ray/tune/{name}")}
+        assert logged == pytest.approx(curve(metrics, "head-000", name), rel=1e-6)  # of float32
     confirmed = accumulator.EventAccumulator(str(directory / "head-seed0")).Reload()
     assert len(confirmed.Scalars("ray/tune/test_accuracy")) == 1
 
     client = mlflow.MlflowClient(tracking_uri=address)
-    logged = client.get_experiment_by_name("logged")
-    runs = {one.info.run_name: one for one in client.search_runs([logged.experiment_id])}
+    tracked = client.get_experiment_by_name("logged")
+    runs = {one.info.run_name: one for one in client.search_runs([tracked.experiment_id])}
     assert sorted(runs) == trials
     assert {name: one.info.status for name, one in runs.items()} == {
         **dict.fromkeys(trials, "FINISHED"),
@@ -91,7 +91,7 @@ def test_tensorboard_and_mlflow(experiment: Path, tmp_path: Path) -> None:
     assert float(parameters["learning_rate"]) == 1e-3
     for name in NUMBERS:
         history = client.get_metric_history(runs["head-000"].info.run_id, name)
-        assert [(one.step, one.value) for one in history] == curve(metrics, "head-000", name)
+        assert {one.step: one.value for one in history} == curve(metrics, "head-000", name)
 
 
 def test_wandb_offline(experiment: Path, tmp_path: Path) -> None:
