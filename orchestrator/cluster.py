@@ -154,7 +154,8 @@ def node_types() -> tuple[Node, ...]:
 
 def room(resources: ResourceSettings) -> int:
     """Say how many trials fit the cluster that was joined, as it is or as large as it may grow."""
-    return max(1, *(sum(node.slots(resources) for node in nodes) for nodes in (alive_nodes(), node_types())))
+    workers = (sum(node.slots(resources) for node in nodes) for nodes in (alive_nodes(), node_types()))
+    return max(1, max(workers) // resources.workers_per_trial)
 
 
 def check_shared(experiment: Experiment, where: str) -> None:
