@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from functools import partial
@@ -18,17 +17,10 @@ from ray import tune
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import (
-    PlacementGroupHandle,
-    WorkerGroup,
-    WorkerGroupContext,
-)
-from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
-from ray.util.placement_group import PlacementGroup, get_current_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from orchestrator.board import Board
 from orchestrator.experiment import Assignment, ResourceSettings
+from orchestrator.placement import TrialTrainer
 from orchestrator.worker import Inputs, ProcessDiedError, TrialProcess, TrialWorker
 from trainables.parallel import Group
 from trainables.state import Progress
@@ -138,28 +130,6 @@ def follow(inputs: Inputs, board: Any) -> None:
             ray.get(board.report.remote(outcome))
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """Passes a driver's orders to every rank, and what came of them back."""
-
-    def __init__(self, ranks: int) -> None:
-        self._orders: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(ranks)]
-        self._outcomes: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def give(self, order: Any) -> None:
-        for orders in self._orders:
-            orders.put_nowait(order)
-
-    async def take(self, rank: int) -> Any:
-        return await self._orders[rank].get()
-
-    async def report(self, outcome: Any) -> None:
-        self._outcomes.put_nowait(outcome)
-
-    async def outcome(self) -> Any:
-        return await self._outcomes.get()
-
-
 def _fit(trainer: TorchTrainer, board: Any) -> None:
     """Run the workers till they end; where one fails, tell the driver, which waits for an outcome."""
     try:
@@ -178,40 +148,3 @@ def first_cause(error: Exception) -> Exception:
 def _is_between_processes(failure: Exception) -> bool:
     """Say whether an error is what one process has because another is gone."""
     return isinstance(failure, dist.DistError) or "gloo" in str(failure)
-
-
-class _TrialsPlacement(DefaultPlacementGroupHandle):
-    """The bundles that Tune reserved for the trial; they are Tune's to give back."""
-
-    def shutdown(self) -> None:
-        pass
-
-
-class _WorkerGroup(WorkerGroup):
-    """Workers in the trial's own bundles, where Ray Train would reserve as many again."""
-
-    def _create_placement_group(
-        self, scaling_config: ScalingConfig, worker_group_context: WorkerGroupContext
-    ) -> PlacementGroupHandle:
-        return _TrialsPlacement(_own_place())
-
-
-def _own_place() -> PlacementGroup:
-    place = get_current_placement_group()
-    assert place is not None, "Tune places every trial"
-    return place
-
-
-class _Controller(TrainController):
-    worker_group_cls = _WorkerGroup
-
-
-class TrialTrainer(TorchTrainer):
-    """A trainer whose workers take the place that Tune keeps for the trial which runs it."""
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> ray.train.Result:
-        place = PlacementGroupSchedulingStrategy(_own_place())
-        controller: Any = ray.remote(num_cpus=0)(_Controller).options(scheduling_strategy=place)
-        running = controller.remote(**arguments)
-        ray.get(running.run.remote())
-        return ray.get(running.get_result.remote())

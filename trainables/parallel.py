@@ -48,7 +48,7 @@ def spread(model: nn.Module, group: Group, device: torch.device) -> nn.Module:
     if group.size == 1:
         return model
     # All ranks have made the same model from the same seed, and may not write to weights that they share.
-    return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False, static_graph=True)
+    return DistributedDataParallel(model, init_sync=False, forward_sync_buffers=False, static_graph=True)
 
 
 def _shard(model: nn.Module, group: Group, device: torch.device) -> None:
