@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import ray
 from ray import ObjectRef, tune
 from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
-from ray._raylet import setproctitle  # type: ignore[attr-defined]
+from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment
