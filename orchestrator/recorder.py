@@ -110,8 +110,9 @@ class Recorder(tune.Callback):
             self._end(trial, "completed" if self._is_whole(trial) else "stopped", None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_error()
-        self._end(trial, "failed", f"{type(error).__name__}: {error}" if error else "the worker process died")
+        error = trial.get_pickled_error()  # the last; the text has those of all tries
+        text = f"{type(error).__name__}: {error}" if error else trial.get_error()
+        self._end(trial, "failed", str(text or "the worker process died"))
 
     def of_phase(self, phase: Phase) -> list[TrialHistory]:
         """Return the trials of a phase, so far as they are known."""

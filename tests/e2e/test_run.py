@@ -374,7 +374,8 @@ def test_a_trial_whose_worker_dies_too_often_is_a_row_and_the_others_go_on(
     trials = pd.read_parquet(directory / "trials.parquet").set_index("trial_id")
     assert trials.status.to_dict() == {"full-000": "failed", "lora-000": "completed"}
     assert trials.retries.to_dict() == {"full-000": 1, "lora-000": 0}
-    assert len(trials.error["full-000"]) > 20
+    assert "died" in trials.error["full-000"]
+    assert "Failure #" not in trials.error["full-000"], "the error is the last one's"
     assert trials.evaluations["full-000"] >= 6
     assert "1 failed" in out
     assert not list((directory / "ray").rglob("state.safetensors"))
