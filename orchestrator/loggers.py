@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from ray.air.constants import TRAINING_ITERATION
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
-from ray.tune.result import TRAINING_ITERATION
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment

@@ -46,7 +46,6 @@ def run_phase(
         tune.with_parameters(TrialWorker, inputs=inputs),
         {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
     )
-    trainable.__name__ = TrialWorker.__name__  # Ray's dashboard shows it, not that of Tune's wrapper
     tuner = tune.Tuner(
         trainable,
         param_space=param_space,

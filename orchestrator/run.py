@@ -184,7 +184,7 @@ def _run_phases(
     from orchestrator.metrics import TrialMetrics
     from orchestrator.progress import Display, time_spent
     from orchestrator.provenance import collect_provenance
-    from orchestrator.recorder import Recorder
+    from orchestrator.recorder import Recorder, Watcher
     from orchestrator.search import search
     from orchestrator.study_journal import StudyJournal
     from orchestrator.worker import share
@@ -202,7 +202,7 @@ def _run_phases(
     try:
         with Display(console, experiment, finished) as display, TrialMetrics(experiment, finished) as metrics:
             provenance = collect_provenance(experiment, prepared)
-            watchers = [display, metrics, StudyJournal(experiment, directory, finished)]
+            watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, finished)]
             recorder = Recorder(experiment, provenance, directory, watchers, finished)
             loggers = make_loggers(experiment, directory, console.print)
             inputs = share(experiment, prepared, directory)

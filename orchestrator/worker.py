@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray import ObjectRef, tune
 from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
-from ray._raylet import setproctitle
+from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared

@@ -23,11 +23,13 @@ from typing import Any
 import pytest
 import yaml
 from playwright.sync_api import sync_playwright
-from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-from ray.util.state import list_actors
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "monitoring" / "grafana" / "dashboards" / "finetune-comparison.json"
+
+
+TOKEN = "of-this-test-alone-0123456789abcdef"
+AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def wait_for(look: Callable[[], Any], what: str) -> Any:
@@ -42,7 +44,7 @@ def wait_for(look: Callable[[], Any], what: str) -> Any:
 
 def get(url: str) -> Any:
     """Ask with Ray's token; None is a server that is not up yet."""
-    request = urllib.request.Request(url, headers=get_auth_headers_if_auth_enabled({}))
+    request = urllib.request.Request(url, headers=AUTHORIZATION)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
@@ -91,6 +93,8 @@ def watched(
             env={
                 **os.environ,
                 "RAY_TMPDIR": ray_directory,
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": TOKEN,
                 "RAY_metrics_report_interval_ms": "3000",
                 "RAY_PROMETHEUS_HOST": "http://127.0.0.1:9",
             },
@@ -179,9 +183,8 @@ def test_rays_dashboard_names_the_trial_a_worker_trains(watched: Watched) -> Non
 
     (title,) = wait_for(titles, "worker with a trial's name")
     assert re.match(r"ray::lora-000 alpha \d+, lr 0.0005, rank 2|ray::lora-000 rank 2, alpha \d+, lr", title)
-    (actor,) = list_actors(watched.dashboard, detail=True)
-    assert actor.repr_name.startswith("first trial: head-000 lr 0.001")
-    assert actor.class_name == "TrialWorker"
+    (actor,) = get(f"{watched.dashboard}/logical/actors")["data"]["actors"].values()
+    assert actor["reprName"].startswith("first trial: head-000 lr 0.001")
 
 
 def test_the_cluster_page_in_a_browser(watched: Watched, tmp_path: Path) -> None:
@@ -192,10 +195,12 @@ def test_the_cluster_page_in_a_browser(watched: Watched, tmp_path: Path) -> None
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(
             viewport={"width": 1500, "height": 900},
-            extra_http_headers=get_auth_headers_if_auth_enabled({}),
+            extra_http_headers=AUTHORIZATION,
         )
         page.goto(f"{watched.dashboard}/#/cluster")
-        page.get_by_text("ray::lora-000").first.wait_for(timeout=60_000)
+        worker = page.get_by_text("ray::lora-000").first
+        worker.wait_for(timeout=60_000)
+        worker.scroll_into_view_if_needed()
         page.screenshot(path=tmp_path / "cluster.png")
         page.goto(f"{watched.dashboard}/#/actors")
         page.get_by_text("first trial: head-000").first.wait_for(timeout=60_000)
