@@ -50,7 +50,6 @@ def run_phase(
     if resources.workers_per_trial > 1:
         worker = tune.with_parameters(MultiProcessTrialWorker, inputs=inputs)
     trainable = tune.with_resources(worker, placement(resources))
-    trainable.__qualname__ = worker.__name__  # Ray's dashboard shows it, not that of Tune's wrapper
     tuner = tune.Tuner(
         trainable,
         param_space=param_space,
