@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +15,9 @@ from orchestrator.experiment import Experiment
 from orchestrator.rows import TrialHistory
 from results.analysis.summary import FAILURES
 from results.show import describe_hyperparameters
+
+ENDED_WELL = ("completed", "stopped", "interrupted")
+"""Statuses of trials that have ended and did not fail."""
 
 
 class Display:
@@ -34,7 +38,15 @@ class Display:
         self._planned = experiment.search.trials
         self._seeds = experiment.confirm.seeds
         self._evaluations = {method: experiment.most_evaluations(method) for method in self._methods}
-        self._trials = {trial.spec.trial_id: trial for trial in finished}
+        # What is shown is kept up to date trial by trial: adding it all up anew for every report would make
+        # the thousandth trial cost the driver ten times what the hundredth does.
+        self._trials: dict[str, TrialHistory] = {}
+        self._running: dict[str, TrialHistory] = {}
+        self._counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by method and phase
+        self._spent: dict[str, float] = defaultdict(float)  # from the purse, in the search
+        self._best: dict[str, TrialHistory] = {}  # of each method, in the search
+        for trial in finished:
+            self._note(trial)
         self._started = time.monotonic()
         self._progress = Progress(
             TextColumn("trials"),
@@ -52,7 +64,7 @@ class Display:
         if self._console.is_terminal:
             # What others print goes to the log, and Live would bring it back here.
             self._live = Live(
-                self._view(),
+                get_renderable=self._view,
                 console=self._console,
                 refresh_per_second=4,
                 redirect_stdout=False,
@@ -63,42 +75,63 @@ class Display:
 
     def __exit__(self, *exception: object) -> None:
         if self._live:
-            self._live.update(self._view())
             self._live.stop()
 
     def changed(self, trial: TrialHistory) -> None:
         """Take in a trial's newest state."""
-        self._trials[trial.spec.trial_id] = trial
+        self._note(trial)
         self._progress.update(self._task, completed=round(sum(map(self._done, self._methods)), 2))
-        if self._live:
-            self._live.update(self._view())
-        elif trial.status != "running":
+        if not self._live and trial.status != "running":
             self._print_line(trial)
+
+    def _note(self, trial: TrialHistory) -> None:
+        key, method, phase = trial.spec.trial_id, trial.spec.method, trial.assignment.phase
+        before = self._trials.get(key)
+        self._trials[key] = trial
+        if trial.status == "running":
+            self._running[key] = trial
+        else:
+            self._running.pop(key, None)
+        if before:
+            self._counts[method, phase][before.status] -= 1
+        self._counts[method, phase][trial.status] += 1
+        if phase == "search":
+            self._spent[method] += self._cost(trial) - (self._cost(before) if before else 0.0)
+            self._note_best(method, trial)
+
+    def _note_best(self, method: str, trial: TrialHistory) -> None:
+        best = self._best.get(method)
+        if best and best.spec.trial_id == trial.spec.trial_id and trial.status in FAILURES:
+            others = [one for one in self._trials.values() if one.assignment.phase == "search"]
+            candidates: Iterable[TrialHistory] = [one for one in others if one.spec.method == method]
+            self._best.pop(method)
+        else:
+            candidates = [trial, *([best] if best else [])]
+        scored = [one for one in candidates if one.best and one.status not in FAILURES]
+        if scored:
+            self._best[method] = min(scored, key=lambda one: one.rank)
+
+    def _cost(self, trial: TrialHistory) -> float:
+        return getattr(trial.curve[-1], self._budget.unit) if self._budget.unit and trial.curve else 0.0
 
     def _done(self, method: str) -> float:
         """Return a method's work done, in trials; a purse is worth as many as were planned without one."""
-        search, confirm = (self._of(method, phase) for phase in ("search", "confirm"))
-        in_search = sum(map(self._share_done, search))
+        search, confirm = (self._work(method, phase) for phase in ("search", "confirm"))
         if self._budget.unit:
-            last = [trial.curve[-1] for trial in search if trial.curve]
-            spent = sum(getattr(point, self._budget.unit) for point in last)
-            in_search = self._planned * min(1.0, spent / self._budget.limit)
-        return in_search + sum(map(self._share_done, confirm))
+            search = self._planned * min(1.0, self._spent[method] / self._budget.limit)
+        return search + confirm
 
-    def _share_done(self, trial: TrialHistory) -> float:
-        if trial.status != "running":
-            return 1.0
-        return len(trial.curve) / self._evaluations[trial.spec.method]
-
-    def _of(self, method: str, phase: str) -> list[TrialHistory]:
-        return [
-            trial
-            for trial in self._trials.values()
-            if trial.spec.method == method and trial.assignment.phase == phase
-        ]
+    def _work(self, method: str, phase: str) -> float:
+        counts = self._counts[method, phase]
+        shares = (
+            len(trial.curve) / self._evaluations[method]
+            for trial in self._running.values()
+            if (trial.spec.method, trial.assignment.phase) == (method, phase)
+        )
+        return counts.total() - counts["running"] + sum(shares)
 
     def _print_line(self, trial: TrialHistory) -> None:
-        ended = sum(history.status != "running" for history in self._trials.values())
+        ended = len(self._trials) - len(self._running)
         planned = "" if self._budget.unit else f"/{(self._planned + self._seeds) * len(self._methods)}"
         score = f"{trial.best.validation_accuracy:.1%}" if trial.best else trial.error or ""
         if trial.test:
@@ -124,19 +157,16 @@ class Display:
         return Group(table, self._progress)
 
     def _cells(self, method: str) -> tuple[str, ...]:
-        search, confirm = (self._of(method, phase) for phase in ("search", "confirm"))
-        failed = sum(trial.status in FAILURES for trial in search + confirm)
-        running = sum(trial.status == "running" for trial in search + confirm)
-        ended = sum(trial.status not in ("running", *FAILURES) for trial in search)
-        confirmed = sum(trial.status == "completed" for trial in confirm)
+        search, confirm = (self._counts[method, phase] for phase in ("search", "confirm"))
+        failed = sum(search[status] + confirm[status] for status in FAILURES)
+        running = search["running"] + confirm["running"]
+        ended = sum(search[status] for status in ENDED_WELL)
         counts = [f"{ended}" if self._budget.unit else f"{ended}/{self._planned}"]
         counts += [str(running or ""), str(failed or "")]
-        counts += [f"{confirmed}/{self._seeds}"] if self._seeds else []
-        scored = [trial for trial in search if trial.best and trial.status not in FAILURES]
-        if not scored:
+        counts += [f"{confirm['completed']}/{self._seeds}"] if self._seeds else []
+        best = self._best.get(method)
+        if best is None or best.best is None:
             return (*counts, "", "")
-        best = min(scored, key=lambda trial: trial.rank)
-        assert best.best is not None
         accuracy = f"{best.best.validation_accuracy:.1%}"
         return (*counts, accuracy, describe_hyperparameters(best.assignment.hyperparameters))
 

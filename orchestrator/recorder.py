@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,10 @@ class Recorder(tune.Callback):
         self._watcher = watcher
         self._next_snapshot = 0.0
         self.trials = {history.spec.trial_id: history for history in finished}
+        # Ended trials whose checkpoints are there, by method and phase: winners, and those not yet compared.
+        self._keepers: dict[tuple[str, Phase], set[str]] = defaultdict(set)
+        for history in self.trials.values():
+            self._keep(history)
 
     def __getstate__(self) -> dict[str, Any]:
         """Give Tune's state files nothing: a run is continued from its journal."""
@@ -101,6 +106,7 @@ class Recorder(tune.Callback):
             if history.status == "running":
                 self.trials[key] = replace(history, status="interrupted", ended_at=datetime.now(UTC))
                 self._journal(self.trials[key])
+                self._keep(self.trials[key])
         for method in self._experiment.methods:
             for phase in get_args(Phase):
                 self._drop_losers(method, phase)
@@ -117,6 +123,7 @@ class Recorder(tune.Callback):
             self.on_trial_start(0, [], trial)
         history = self.trials[trial_id]
         self._update(replace(history, status=status, error=error, ended_at=datetime.now(UTC)))
+        self._keep(self.trials[trial_id])
         self._drop_losers(history.spec.method, history.assignment.phase)
 
     def _update(self, history: TrialHistory) -> None:
@@ -132,22 +139,21 @@ class Recorder(tune.Callback):
     def _journal(self, history: TrialHistory) -> None:
         write_record(self._directory, trial_record(self._experiment, self._provenance, history))
 
+    def _keep(self, history: TrialHistory) -> None:
+        if history.keeps_checkpoint:
+            self._keepers[history.spec.method, history.assignment.phase].add(history.spec.trial_id)
+
     def _drop_losers(self, method: str, phase: Phase) -> None:
         """Delete the checkpoints of all but the method's best ended trials of a phase."""
-        for key, history in self._losers(method, phase):
-            shutil.rmtree(self._directory / "checkpoints" / history.spec.trial_id, ignore_errors=True)
-            self.trials[key] = replace(history, keeps_checkpoint=False)
+        keepers = self._keepers[method, phase]
+        for key in keepers - self._winners(keepers):
+            shutil.rmtree(self._directory / "checkpoints" / key, ignore_errors=True)
+            self.trials[key] = replace(self.trials[key], keeps_checkpoint=False)
             self._journal(self.trials[key])
+            keepers.remove(key)
 
-    def _losers(self, method: str, phase: Phase) -> Iterator[tuple[str, TrialHistory]]:
-        ended = [
-            (key, history)
-            for key, history in self.trials.items()
-            if (history.spec.method, history.assignment.phase) == (method, phase)
-            and history.status != "running"
-            and history.keeps_checkpoint
-        ]
-        worthy = [pair for pair in ended if pair[1].status in KEEPS_CHECKPOINT and pair[1].best is not None]
-        winners = sorted(worthy, key=lambda pair: pair[1].rank)[: self._experiment.search.keep_checkpoints]
-        kept = {key for key, _ in winners}
-        return ((key, history) for key, history in ended if key not in kept)
+    def _winners(self, keepers: set[str]) -> set[str]:
+        ended = [self.trials[key] for key in keepers]
+        worthy = [trial for trial in ended if trial.status in KEEPS_CHECKPOINT and trial.best is not None]
+        winners = sorted(worthy, key=lambda trial: trial.rank)[: self._experiment.search.keep_checkpoints]
+        return {trial.spec.trial_id for trial in winners}
