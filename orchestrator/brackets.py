@@ -45,6 +45,7 @@ class MethodBrackets(FIFOScheduler):
         super().__init__()
         self._brackets = dict(brackets)
         self._purse = purse
+        self._turns: dict[str, int] = {}  # of trials, by Tune's id, in the order suggested
 
     def _bracket(self, trial: Trial) -> TrialScheduler:
         return self._brackets[trial.config[ASSIGNMENT]["method"]]
@@ -63,7 +64,14 @@ class MethodBrackets(FIFOScheduler):
         return True
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        self._turns[trial.trial_id] = len(self._turns)
         self._bracket(trial).on_trial_add(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        # FIFOScheduler would look at every trial there ever was, at each step of Tune's.
+        live = tune_controller.get_live_trials()
+        waiting = [trial for trial in live if trial.status == Trial.PENDING]
+        return min(waiting, key=lambda trial: self._turns[trial.trial_id], default=None)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self._bracket(trial).on_trial_error(tune_controller, trial)

@@ -23,7 +23,8 @@ class Purse:
         assert budget.unit is not None
         self._unit: str = budget.unit
         self._limit = budget.limit
-        self._spent: dict[str, dict[str, float]] = defaultdict(dict)
+        self._by_trial: dict[tuple[str, str], float] = defaultdict(float)
+        self._spent: dict[str, float] = defaultdict(float)
 
     def note(self, method: str, trial: str, report: Mapping[str, Any]) -> None:
         """Take in what a trial of a method has spent so far."""
@@ -37,7 +38,10 @@ class Purse:
 
     def is_empty(self, method: str) -> bool:
         """Say whether a method has spent everything."""
-        return sum(self._spent[method].values()) >= self._limit
+        return self._spent[method] >= self._limit
 
     def _note(self, method: str, trial: str, point: Evaluation) -> None:
-        self._spent[method][trial] = getattr(point, self._unit)
+        # Summing over all trials for every report would cost more with every trial.
+        spent = getattr(point, self._unit)
+        self._spent[method] += spent - self._by_trial[method, trial]
+        self._by_trial[method, trial] = spent

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from itertools import count
 from typing import Any, Literal
 
 import optuna
@@ -77,6 +76,7 @@ class MethodStudies(Searcher):
         self._trials = trials
         self._purse = purse
         self._given: dict[str, set[int]] = {method: set() for method in studies}
+        self._next = dict.fromkeys(studies, 0)  # no number below it is to be given any more
         self._failures = dict.fromkeys(studies, 0)
         self._running: dict[str, Assignment] = {}
 
@@ -130,11 +130,10 @@ class MethodStudies(Searcher):
 
     def _next_turn(self) -> tuple[int, str] | None:
         """Return the lowest number that a method still wants, and the first method that wants it."""
-        numbers = {
-            method: next(number for number in count() if number not in self._given[method])
-            for method in self._studies
-        }
-        wanted = [(number, method) for method, number in numbers.items() if self._wants(method, number)]
+        for method, given in self._given.items():
+            while self._next[method] in given:
+                self._next[method] += 1
+        wanted = [(number, method) for method, number in self._next.items() if self._wants(method, number)]
         return min(wanted, key=lambda turn: turn[0], default=None)
 
     def _wants(self, method: str, number: int) -> bool:

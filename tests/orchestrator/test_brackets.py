@@ -61,3 +61,24 @@ def test_a_run_that_is_continued_stops_what_it_would_have_stopped() -> None:
 def test_a_tie_is_not_stopped() -> None:
     brackets = make_brackets()
     assert [drive(brackets, "full", f"same{i}", GOOD) for i in range(5)] == [len(GOOD)] * 5
+
+
+def test_waiting_trials_start_in_the_order_suggested() -> None:
+    brackets, live = make_brackets(), set()
+    for i in range(9):
+        config = {ASSIGNMENT: {"method": "full"}}
+        status = Trial.RUNNING if i < 3 else Trial.PENDING
+        trial = cast(Trial, Waiting(trial_id=f"{9 - i}", config=config, status=status))
+        brackets.on_trial_add(CONTROLLER, trial)
+        live.add(trial)
+    controller: Any = SimpleNamespace(get_live_trials=lambda: live)
+    chosen = brackets.choose_trial_to_run(controller)
+    assert chosen is not None
+    assert chosen.trial_id == "6"
+    assert brackets.choose_trial_to_run(cast(Any, SimpleNamespace(get_live_trials=set))) is None
+
+
+class Waiting(SimpleNamespace):
+    """A trial as a scheduler sees it, in a set as Tune keeps it."""
+
+    __hash__ = object.__hash__
