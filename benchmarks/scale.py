@@ -35,7 +35,7 @@ from orchestrator.search import search
 from orchestrator.worker import Inputs
 from results import load
 
-WINDOW = 100
+WINDOW = 50
 """Trials over which the cost of one is averaged."""
 
 
@@ -68,8 +68,8 @@ class Measured:
     trials: int
     wall_seconds: float
     cpu_seconds: float
-    first_ms: float  # driver CPU per trial over the first window after the first slots were filled
-    last_ms: float  # over the last window
+    early_ms: float  # driver CPU per trial over the first window after the slots were filled
+    late_ms: float  # over the last window
     peak_mib: float
     before_mib: float  # of memory, before the search
 
@@ -129,8 +129,8 @@ def measure(trials: int, slots: int, profile: Path | None) -> Measured:
         trials=trials,
         wall_seconds=wall,
         cpu_seconds=cpu,
-        first_ms=1000 * (cpus[first + WINDOW] - cpus[first]) / WINDOW,
-        last_ms=1000 * (cpus[-1] - cpus[-1 - WINDOW]) / WINDOW,
+        early_ms=1000 * (cpus[first + WINDOW] - cpus[first]) / WINDOW,
+        late_ms=1000 * (cpus[-1] - cpus[-1 - WINDOW]) / WINDOW,
         peak_mib=peak_mib(),
         before_mib=before,
     )
@@ -143,7 +143,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 500, 1000, 2000])
     parser.add_argument("--nodes", type=int, default=20)
-    parser.add_argument("--slots", type=int, default=2, help="trials at once on each node")
+    parser.add_argument("--slots", type=int, default=1, help="trials at once on each node")
     parser.add_argument("--profile", type=Path, help="write a cProfile of the driver; sizes overwrite it")
     options = parser.parse_args()
     slots = options.nodes * options.slots
@@ -157,15 +157,16 @@ def main() -> None:
         cluster.wait_for_nodes()
         print(f"{options.nodes} nodes x {options.slots} slots up in {time.monotonic() - started:.0f} s")
         os.environ["RAY_ADDRESS"] = cluster.address
-        print("trials  driver CPU s  ms/trial first  last  wall s  ideal s  MiB before  peak", flush=True)
+        print("trials  CPU s  ms/trial  early  late  wall s  beyond ideal ms/trial  MiB before  peak", flush=True)
         context = get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh:
             for trials in options.trials:
                 found = fresh.submit(measure, trials, slots, options.profile).result()
+                beyond = found.wall_seconds - trials * SECONDS / slots
                 print(
-                    f"{trials:6}  {found.cpu_seconds:12.1f}  {found.first_ms:14.1f}  {found.last_ms:4.1f}"
-                    f"  {found.wall_seconds:6.1f}  {trials * SECONDS / slots:7.1f}"
-                    f"  {found.before_mib:10.0f}  {found.peak_mib:4.0f}",
+                    f"{trials:6}  {found.cpu_seconds:5.1f}  {1000 * found.cpu_seconds / trials:8.1f}"
+                    f"  {found.early_ms:5.1f}  {found.late_ms:4.1f}  {found.wall_seconds:6.1f}"
+                    f"  {1000 * beyond / trials:21.0f}  {found.before_mib:10.0f}  {found.peak_mib:4.0f}",
                     flush=True,
                 )
         cluster.shutdown()
