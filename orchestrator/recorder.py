@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial
 from orchestrator.experiment import Assignment, Experiment, Phase
 from orchestrator.reports import ASSIGNMENT, ERROR, POINT, STATUS
 from orchestrator.rows import Provenance, TrialHistory, trial_record
-from results.store import write_record, write_snapshot
+from results.store import Snapshots, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
 SNAPSHOT_SHARE = 0.05
@@ -60,6 +60,7 @@ class Recorder(tune.Callback):
         self._provenance = provenance
         self._directory = directory
         self._watcher = watcher
+        self._snapshots = Snapshots(directory)
         self._next_snapshot = 0.0
         self.trials = {history.spec.trial_id: history for history in finished}
         # Ended trials whose checkpoints are there, by method and phase: winners, and those not yet compared.
@@ -110,7 +111,7 @@ class Recorder(tune.Callback):
         for method in self._experiment.methods:
             for phase in get_args(Phase):
                 self._drop_losers(method, phase)
-        write_snapshot(self._directory)
+        self._snapshots.write()
 
     def _is_whole(self, trial: Trial) -> bool:
         curve = self.trials[assignment_of(trial).trial_id].curve
@@ -131,13 +132,14 @@ class Recorder(tune.Callback):
         self._journal(history)
         started = time.monotonic()
         if started >= self._next_snapshot:
-            write_snapshot(self._directory)
+            self._snapshots.write()
             ended = time.monotonic()
             self._next_snapshot = ended + max(SNAPSHOT_EVERY_SECONDS, (ended - started) / SNAPSHOT_SHARE)
         self._watcher.changed(history)
 
     def _journal(self, history: TrialHistory) -> None:
         write_record(self._directory, trial_record(self._experiment, self._provenance, history))
+        self._snapshots.changed(history.spec.trial_id)
 
     def _keep(self, history: TrialHistory) -> None:
         if history.keeps_checkpoint:

@@ -62,12 +62,14 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
 def read_journal(run_directory: Path) -> list[TrialRecord]:
     """Read what :func:`write_record` wrote, in the order in which trials took turns; times are ISO texts."""
     files = sorted((run_directory / "journal").glob("*.json"))
-    contents = [json.loads(file.read_bytes()) for file in files]
-    records = [
-        TrialRecord(content["trials"][0], content["metrics"], content["checkpoints"], content["predictions"])
-        for content in contents
-    ]
-    return sorted(records, key=_turn)
+    return sorted(map(_parse, files), key=_turn)
+
+
+def _parse(file: Path) -> TrialRecord:
+    content = json.loads(file.read_bytes())
+    return TrialRecord(
+        content["trials"][0], content["metrics"], content["checkpoints"], content["predictions"]
+    )
 
 
 def _turn(record: TrialRecord) -> tuple[bool, int, str]:
@@ -77,27 +79,95 @@ def _turn(record: TrialRecord) -> tuple[bool, int, str]:
 
 def write_snapshot(run_directory: Path) -> None:
     """Make the tables anew from the journal; a reader sees the old table or the new one, never half."""
-    records = read_journal(run_directory)
-    for table in TABLES:
-        rows = [row for record in records for row in record.rows[table]]
-        if rows or table != "predictions":
-            sink = pa.BufferOutputStream()
-            pq.write_table(make_table(table, rows), sink, compression="zstd")
-            _replace(run_directory / f"{table}.parquet", sink.getvalue())
+    Snapshots(run_directory).write()
+
+
+class Snapshots:
+    """Make a run's tables from its journal again and again; only what has changed is read and converted.
+
+    Arguments:
+        run_directory: has the journal, and gets the tables.
+    """
+
+    def __init__(self, run_directory: Path) -> None:
+        self._directory = run_directory
+        self._known: dict[str, _Journaled] = {}  # by trial
+        self._changed: set[str] = set()
+
+    def changed(self, trial_id: str) -> None:
+        """Note that a trial was journaled again."""
+        self._changed.add(trial_id)
+
+    def write(self) -> None:
+        """Make the tables anew; a reader sees the old table or the new one, never half."""
+        files = (self._directory / "journal").glob("*.json")
+        self._known = {file.stem: self._read(file) for file in files}
+        self._changed.clear()
+        trials = sorted(self._known.values(), key=lambda one: one.turn)
+        for table in TABLES:
+            parts = [one.tables[table] for one in trials if table in one.tables]
+            if table == "trials":
+                made = _assemble(
+                    "trials", [one.trial for one in trials], [one.hyperparameters for one in trials]
+                )
+            elif parts:
+                made = pa.concat_tables(parts).combine_chunks()
+            else:
+                made = TABLES[table].empty_table()
+            if made.num_rows or table != "predictions":
+                sink = pa.BufferOutputStream()
+                pq.write_table(made, sink, compression="zstd")
+                _replace(self._directory / f"{table}.parquet", sink.getvalue())
+
+    def _read(self, file: Path) -> _Journaled:
+        if file.stem in self._known and file.stem not in self._changed:
+            return self._known[file.stem]
+        record = _parse(file)
+        return _Journaled(
+            turn=(*_turn(record), file.name),
+            trial=_cells("trials", record.trial),
+            hyperparameters=_hyperparameters(record.trial),
+            tables={
+                name: make_table(name, rows)
+                for name, rows in record.rows.items()
+                if name != "trials" and rows
+            },
+        )
+
+
+@dataclass(frozen=True)
+class _Journaled:
+    """A journal file as it was read."""
+
+    turn: tuple[bool, int, str, str]
+    trial: Sequence[Any]  # its row of the trials table, in the order of the columns
+    hyperparameters: Row
+    tables: Mapping[str, pa.Table]  # those of the other tables that it has rows of
 
 
 def make_table(table: str, rows: Sequence[Row]) -> pa.Table:
     """Make an Arrow table of rows; ``hp_*`` columns get the narrowest type that holds their values."""
+    return _assemble(table, [_cells(table, row) for row in rows], [_hyperparameters(row) for row in rows])
+
+
+def _assemble(table: str, rows: Sequence[Sequence[Any]], hyperparameters: Sequence[Row]) -> pa.Table:
     schema = TABLES[table]
-    hyperparameters = dict.fromkeys(
-        name for row in rows for name in row if name.startswith(HYPERPARAMETER_PREFIX)
-    )
-    for name in hyperparameters:
-        schema = schema.append(_hyperparameter_field(name, (row.get(name) for row in rows)))
-    columns = [
-        pa.array([_cell(row.get(field.name), field.type) for row in rows], field.type) for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    for name in dict.fromkeys(name for row in hyperparameters for name in row):
+        values = [row.get(name) for row in hyperparameters]
+        field = _hyperparameter_field(name, values)
+        schema = schema.append(field)
+        arrays.append(pa.array([_cell(value, field.type) for value in values], field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _cells(table: str, row: Row) -> Sequence[Any]:
+    return [_cell(row.get(field.name), field.type) for field in TABLES[table]]
+
+
+def _hyperparameters(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name.startswith(HYPERPARAMETER_PREFIX)}
 
 
 def _hyperparameter_field(name: str, values: Iterable[Any]) -> pa.Field:

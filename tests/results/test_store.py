@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from results import load
 from results.schema import TABLES
-from results.store import TrialRecord, write_record, write_snapshot
+from results.store import Snapshots, TrialRecord, write_record, write_snapshot
 
 
 def record(trial_id: str = "lora-000", number: int = 0, **columns: Any) -> TrialRecord:
@@ -120,3 +121,36 @@ def test_what_is_written_is_read(
     assert (error is None and pd.isna(row.error)) or row.error == error
     assert (loss is None and pd.isna(row.train_loss)) or row.train_loss == loss
     assert (started is None and pd.isna(row.started_at)) or row.started_at == started
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),  # which trial is written
+            st.sampled_from(["running", "completed"]),
+            st.sampled_from([{}, {"hp_rank": 8}, {"hp_rank": 0.5}, {"hp_target": "c_attn"}]),
+            st.booleans(),  # whether the tables are made after it
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_tables_made_again_and_again_are_those_made_anew(
+    writes: list[tuple[int, str, dict[str, Any], bool]],
+) -> None:
+    with TemporaryDirectory() as directory:
+        kept, anew = Path(directory) / "kept", Path(directory) / "anew"
+        kept.mkdir()
+        snapshots = Snapshots(kept)
+        for number, status, hyperparameters, is_read in writes:
+            write_record(kept, record(f"t-{number}", 3 - number, status=status, **hyperparameters))
+            snapshots.changed(f"t-{number}")
+            if is_read:
+                snapshots.write()
+        snapshots.write()
+        shutil.copytree(kept, anew, ignore=shutil.ignore_patterns("*.parquet"))
+        write_snapshot(anew)
+        for file in anew.glob("*.parquet"):
+            assert (kept / file.name).read_bytes() == file.read_bytes()
+        assert len(list(anew.glob("*.parquet"))) == len(list(kept.glob("*.parquet"))) == 3
