@@ -18,6 +18,7 @@ class Cluster:
 
     cpus: float
     gpus: float
+    memory: float  # bytes for workers, the object store apart
     dashboard: str | None  # address of the Ray dashboard's page
 
 
@@ -38,6 +39,7 @@ def connect() -> Cluster:
     return Cluster(
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
+        memory=resources.get("memory", 0.0),
         dashboard=f"http://{dashboard}" if dashboard else None,
     )
 
@@ -48,6 +50,8 @@ def slots(experiment: Experiment, cluster: Cluster) -> int:
     fits = [int(cluster.cpus // resources.cpus_per_trial)]
     if resources.gpus_per_trial:
         fits.append(int(cluster.gpus / resources.gpus_per_trial + 1e-9))
+    if resources.memory_per_trial is not None:
+        fits.append(int(cluster.memory // resources.memory_per_trial))
     if resources.max_concurrent is not None:
         fits.append(resources.max_concurrent)
     return max(1, min(fits))

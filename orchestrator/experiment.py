@@ -68,11 +68,25 @@ class BudgetSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """What one trial gets."""
+    """What one trial gets; ``resources: auto`` is short for ``{auto: true}``."""
 
+    auto: bool = Field(False, description="measure each method's memory and set what it takes from that")
     cpus_per_trial: float = Field(1, gt=0, description="CPU cores; torch uses as many threads")
     gpus_per_trial: float = Field(0, ge=0, description="GPUs; a fraction lets trials share one")
+    memory_per_trial: int | None = Field(None, ge=1, description="bytes of main memory; null asks for none")
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; null is as many as fit")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, values: Any) -> Any:
+        return {"auto": True} if values == "auto" else values
+
+    @model_validator(mode="after")
+    def _check_auto(self) -> Self:
+        both = [name for name in ("gpus_per_trial", "memory_per_trial") if name in self.model_fields_set]
+        if self.auto and both:
+            raise ValueError(f"{both[0]} is set, and auto would set it; expected one of them")
+        return self
 
 
 class MethodEntry(BaseModel):

@@ -16,7 +16,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "600",
-    # The journal is the only state a run is continued from. Tune's own would be written anew every ten seconds.
+    # A run is continued from its journal alone; Tune would write its own state anew every ten seconds.
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -43,7 +43,11 @@ def run_phase(
     resources = inputs.experiment.resources
     trainable = tune.with_resources(
         inputs.trainable,
-        {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+        {
+            "cpu": resources.cpus_per_trial,
+            "gpu": resources.gpus_per_trial,
+            "memory": resources.memory_per_trial or 0,
+        },
     )
     tuner = tune.Tuner(
         trainable,

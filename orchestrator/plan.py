@@ -10,6 +10,7 @@ from rich.text import Text
 
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
+from orchestrator.probing import Fitted
 from search_spaces import extremes
 from trainables.trial import ModelSummary, describe
 
@@ -30,8 +31,10 @@ def plan(experiment: Experiment, prepared: Prepared) -> list[MethodPlan]:
     return [_plan_method(experiment, prepared, method) for method in experiment.methods]
 
 
-def render(experiment: Experiment, prepared: Prepared, plans: list[MethodPlan]) -> Group:
-    """Show a plan."""
+def render(
+    experiment: Experiment, prepared: Prepared, plans: list[MethodPlan], fitted: Fitted | None = None
+) -> Group:
+    """Show a plan, with what ``resources: auto`` has measured."""
     table = Table(title=f"Plan of {experiment.name}: nothing has been run", title_justify="left")
     table.add_column("method")
     table.add_column("trials", justify="right")
@@ -47,8 +50,9 @@ def render(experiment: Experiment, prepared: Prepared, plans: list[MethodPlan]) 
             one.space,
         )
     resources = experiment.resources
+    asked = f"each trial: {resources.cpus_per_trial:g} CPUs, {resources.gpus_per_trial:g} GPUs"
     lines = [
-        f"each trial: {resources.cpus_per_trial:g} CPUs, {resources.gpus_per_trial:g} GPUs",
+        *(fitted.lines if fitted else [asked]),
         f"base model: {prepared.base.path}, {experiment.model.dtype}",
         *(f"{name}: {how}" for name, how in prepared.data.splits.items()),
         f"labels: {', '.join(prepared.data.labels)}",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.experiment import Experiment
     from orchestrator.prepare import Prepared
+    from orchestrator.probing import Fitted
     from orchestrator.rows import TrialHistory
 
 EXAMPLES = """\
@@ -103,10 +104,12 @@ def _run(options: argparse.Namespace) -> int:
         with quiet(chatter) as console:
             prepare = _prepare_again if options.resume else _prepare
             experiment, prepared, finished = prepare(options, console)
+            fitted = _fit(experiment, prepared, options, console) if experiment.resources.auto else None
+            experiment = fitted.experiment if fitted else experiment
             if options.dry_run:
                 from orchestrator.plan import plan, render
 
-                console.print(render(experiment, prepared, plan(experiment, prepared)))
+                console.print(render(experiment, prepared, plan(experiment, prepared), fitted))
                 return 0
         directory = experiment.run_directory
         if not options.resume:
@@ -124,6 +127,18 @@ def _run(options: argparse.Namespace) -> int:
                     said = f"interrupted; what finished is kept. Continue with: {command}"
                     console.print(said, highlight=False, soft_wrap=True)
                     return 130
+
+
+def _fit(experiment: Experiment, prepared: Prepared, options: argparse.Namespace, console: Console) -> Fitted:
+    """Measure what trials need, before the run's directory is there."""
+    from orchestrator.probing import fit_resources
+
+    where = str(options.experiment or "built-in experiment")
+    fitted = fit_resources(experiment, prepared, console.print, where)
+    if not options.dry_run:
+        for line in fitted.lines:
+            console.print(line, highlight=False)
+    return fitted
 
 
 def _prepare(

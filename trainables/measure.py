@@ -57,10 +57,19 @@ def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
         return torch.cuda.max_memory_allocated(device), "cuda_allocator"
     if sys.platform != "linux":
         return None, None
+    return _process_status("VmHWM"), "process_high_water"
+
+
+def shared_memory() -> int:
+    """Return the bytes of shared memory this process has in use (proc(5), ``RssShmem``); Linux only."""
+    return _process_status("RssShmem")
+
+
+def _process_status(name: str) -> int:
     for line in (_PROCESS / "status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024, "process_high_water"
-    return None, None
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"/proc/self/status has no {name}")
 
 
 def model_bytes(model: nn.Module) -> int:

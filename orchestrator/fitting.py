@@ -1,0 +1,77 @@
+"""From the memory that trials hold to the resources that one asks for: plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from orchestrator.errors import ExperimentError
+from trainables.probe import Peak
+
+MARGIN = 0.1
+"""Of what was measured, kept free on top of it: allocators fragment, and a probe is short."""
+
+GPU_PARTS = 10_000
+"""Ray counts GPUs in ten-thousandths."""
+
+MOST_PER_GPU = 64
+"""Trials on one GPU; from a hundred on, a fraction rounded to Ray's parts would let one more in."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What every trial asks for: enough for the hungriest method."""
+
+    gpus_per_trial: float
+    memory_per_trial: int | None  # bytes of main memory; null where it could not be measured
+
+
+def fit(peaks: Mapping[str, Peak], node_memory: float) -> Fit:
+    """Say what a trial must ask for so that as many share a GPU and a node's memory as fit.
+
+    All methods ask for the same. Tune gives a warm worker to a trial of the same resources only; with
+    methods taking turns, others would start a new process for every trial.
+
+    Arguments:
+        peaks: of each method.
+        node_memory: bytes that the largest node has for workers.
+
+    Raises:
+        ExperimentError: naming the methods that a whole GPU or node has no room for.
+    """
+    problems = [
+        problem for method, peak in peaks.items() for problem in _too_large(method, peak, node_memory)
+    ]
+    if problems:
+        raise ExperimentError(problems)
+    held = [with_margin(peak.process_bytes) for peak in peaks.values() if peak.process_bytes is not None]
+    shared_by = [per_gpu(peak.gpu_bytes, peak.gpu_total_bytes) for peak in peaks.values() if peak.gpu_bytes]
+    return Fit(
+        # Rounded down, so that as many fractions as trials fit into one GPU.
+        gpus_per_trial=GPU_PARTS // min(shared_by) / GPU_PARTS if shared_by else 0.0,
+        memory_per_trial=max(held) if held else None,
+    )
+
+
+def with_margin(held: int) -> int:
+    """Return the bytes to set aside for what was measured."""
+    return math.ceil(held * (1 + MARGIN))
+
+
+def per_gpu(held: int, total: int) -> int:
+    """Return how many trials of ``held`` bytes share a GPU of ``total`` bytes."""
+    return min(MOST_PER_GPU, total // with_margin(held))
+
+
+def _too_large(method: str, peak: Peak, node_memory: float) -> Iterator[str]:
+    asked = {
+        "GPU memory, and a GPU": (peak.gpu_bytes, peak.gpu_total_bytes),
+        "memory, and the largest node": (peak.process_bytes, node_memory),
+    }
+    for kind, (held, there) in asked.items():
+        if held and with_margin(held) > there:
+            yield (
+                f"methods.{method}: a trial needs {with_margin(held) / 1e9:.2f} GB of {kind} has "
+                f"{there / 1e9:.2f} GB; lower training.batch_size, data.max_length or its largest rank"
+            )

@@ -1,0 +1,140 @@
+"""``resources: auto``: every method's hungriest trial is tried where trials will run, before any runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+from orchestrator.cluster import Cluster, connect, slots
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Assignment, Experiment
+from orchestrator.fitting import MARGIN, fit
+from orchestrator.prepare import Prepared
+from orchestrator.worker import Inputs, share
+from search_spaces import extremes
+from trainables.base_model import BaseModel
+from trainables.probe import Peak, probe
+from trainables.trial import TrialSpec, describe, failure_status
+
+LARGER_IS_HUNGRIER = ("rank", "batch_size", "evaluation_batch_size", "dropout")
+"""Numbers that a trial's memory grows with."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was measured, and what follows from it."""
+
+    experiment: Experiment  # with the resources that follow
+    peaks: Mapping[str, Peak]  # of each method
+    at_once: int  # trials, on the cluster as it is
+
+    @property
+    def lines(self) -> list[str]:
+        """Both, in words."""
+        resources = self.experiment.resources
+        peaks = [f"{method} {_words(peak)}" for method, peak in self.peaks.items()]
+        asks = f"{resources.cpus_per_trial:g} CPUs"
+        if resources.memory_per_trial is not None:
+            asks += f", {resources.memory_per_trial / 1e9:.2f} GB of memory"
+        if resources.gpus_per_trial:
+            asks += f", {resources.gpus_per_trial:g} GPUs ({int(1 / resources.gpus_per_trial)} trials a GPU)"
+        return [
+            f"measured peaks: {', '.join(peaks)}",
+            f"each trial asks for {asks}: what the hungriest method held and {MARGIN:.0%} more",
+            f"trials at once: {self.at_once}",
+        ]
+
+
+def fit_resources(
+    experiment: Experiment, prepared: Prepared, report: Callable[[str], None], where: str
+) -> Fitted:
+    """Measure every method's memory on the cluster, and set the experiment's resources from it.
+
+    Arguments:
+        experiment: with ``resources: auto``.
+        prepared: what trials share.
+        report: is told what takes long.
+        where: what messages name as the place of the settings.
+
+    Raises:
+        ExperimentError: naming the methods that do not fit.
+    """
+    report(f"resources: auto: measuring {', '.join(experiment.methods)}, each in a process of its own")
+    cluster = connect()
+    try:
+        inputs = share(experiment, prepared, experiment.run_directory)
+        peaks = _probe_all(inputs, prepared, cluster)
+        node_memory = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        found = fit(peaks, node_memory)
+    except ExperimentError as error:
+        raise ExperimentError([f"{where}: {problem}" for problem in error.problems]) from None
+    finally:
+        ray.shutdown()
+    resources = experiment.resources.model_copy(update={"auto": False, **asdict(found)})
+    fitted = experiment.model_copy(update={"resources": resources})
+    return Fitted(fitted, peaks, slots(fitted, cluster))
+
+
+def _probe_all(inputs: Inputs, prepared: Prepared, cluster: Cluster) -> dict[str, Peak]:
+    """Probe one method after another: two at once might not fit where one does."""
+    experiment = inputs.experiment
+    specs = {method: heaviest_trial(experiment, prepared.base, method) for method in experiment.methods}
+    peaks, problems = {}, []
+    for method, spec in specs.items():
+        try:
+            peaks[method] = _probe_apart(spec, inputs, cluster)
+        except MemoryError as error:
+            problems.append(
+                f"methods.{method}: its hungriest trial ran out of memory when it was tried ({error}); lower "
+                "training.batch_size, data.max_length or its largest rank"
+            )
+    if problems:
+        raise ExperimentError(problems)
+    return peaks
+
+
+def heaviest_trial(experiment: Experiment, base: BaseModel, method: str) -> TrialSpec:
+    """Return the trial of a method's search space that holds the most memory."""
+    space = experiment.space(method)
+    values = experiment.first_trial(method)
+    values |= {name: max(extremes(space[name])) for name in LARGER_IS_HUNGRIER if name in space}
+    choices = extremes(space["target_modules"]) if "target_modules" in space else ()
+    trials = [{**values, "target_modules": choice} for choice in choices] or [values]
+    specs = [experiment.trial_spec(Assignment(method, 0, trial)) for trial in trials]
+    return max(specs, key=lambda spec: describe(base, spec.kind, spec.settings).trainable_parameters)
+
+
+def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
+    """Probe in a worker process of its own, which ends with it.
+
+    Raises:
+        MemoryError: saying that the memory did not suffice.
+    """
+    remote: Any = ray.remote(
+        num_cpus=inputs.experiment.resources.cpus_per_trial,
+        num_gpus=1 if cluster.gpus else 0,
+        max_calls=1,
+        max_retries=0,
+    )(probe)
+    try:
+        peak: Peak = ray.get(remote.remote(spec, inputs.data, inputs.test, inputs.base))
+    except RayTaskError as error:
+        if failure_status(error.cause) != "out_of_memory":
+            raise
+        raise MemoryError(_first_line(error.cause)) from None
+    except (OutOfMemoryError, WorkerCrashedError) as error:
+        raise MemoryError(_first_line(error)) from None
+    return peak
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+
+def _words(peak: Peak) -> str:
+    main = [] if peak.process_bytes is None else [f"{peak.process_bytes / 1e6:,.0f} MB"]
+    return " and ".join(main + ([f"{peak.gpu_bytes / 1e6:,.0f} MB of GPU memory"] if peak.gpu_bytes else []))

@@ -1,0 +1,87 @@
+"""The probe of a trial's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.experiment import Experiment
+from orchestrator.prepare import Prepared, prepare
+from orchestrator.probing import heaviest_trial
+from trainables.data import TokenizedSplit
+from trainables.measure import peak_memory, shared_memory
+from trainables.probe import longest_examples, probe
+
+
+@pytest.fixture(scope="module")
+def experiment(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Experiment:
+    files = {name: str(path) for name, path in data_files.items()}
+    searched = {"rank": [2, 8, 4], "batch_size": [4, 8], "target_modules": [["c_fc"], ["c_fc", "c_attn"]]}
+    return Experiment.model_validate(
+        {
+            "model": {"path": str(model_directories["gpt2"])},
+            "data": {"path": None, "columns": ["sentence", "label"], **files},
+            "methods": {"full": {"batch_size": {"low": 2, "high": 16}}, "lora": searched},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(experiment: Experiment) -> Prepared:
+    return prepare(experiment, print)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 40))
+def test_the_longest_examples_are_taken_whole(lengths: list[int], count: int) -> None:
+    tokens = np.arange(sum(lengths), dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.arange(len(lengths))
+    found = longest_examples(TokenizedSplit(tokens, offsets, ids % 2, ids), count)
+    assert sorted(np.diff(found.offsets)) == sorted(sorted(lengths)[-count:])
+    for place, example in enumerate(found.example_ids):
+        mine = found.tokens[found.offsets[place] : found.offsets[place + 1]]
+        assert list(mine) == list(tokens[offsets[example] : offsets[example + 1]])
+        assert found.labels[place] == example % 2
+
+
+def test_the_hungriest_trial_has_the_largest_of_everything(
+    experiment: Experiment, prepared: Prepared
+) -> None:
+    lora = heaviest_trial(experiment, prepared.base, "lora")
+    assert lora.settings.model_dump()["rank"] == 8
+    assert lora.settings.model_dump()["target_modules"] == ("c_fc", "c_attn")
+    assert lora.training.batch_size == 8
+    assert heaviest_trial(experiment, prepared.base, "full").training.batch_size == 16
+
+
+def test_a_probe_on_a_cpu_measures_this_process_less_what_is_shared(
+    experiment: Experiment, prepared: Prepared
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here, and the probe would use it")
+    spec = heaviest_trial(experiment, prepared.base, "full")
+    peak = probe(spec, prepared.data, prepared.test, prepared.base)
+    high, _ = peak_memory(torch.device("cpu"))
+    assert high is not None
+    assert peak.process_bytes is not None
+    assert abs(high - shared_memory() - peak.process_bytes) < 50e6
+    assert (peak.gpu_bytes, peak.gpu_total_bytes) == (0, 0)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_probe_on_a_gpu_counts_what_is_reserved_and_the_context(
+    experiment: Experiment, prepared: Prepared
+) -> None:
+    spec = heaviest_trial(experiment, prepared.base, "full")
+    peak = probe(spec, prepared.data, prepared.test, prepared.base)
+    weights = sum(weight.nbytes for weight in prepared.base.weights.values())
+    # Weights, gradients and AdamW's two moments, and a context of at least 50 MB.
+    assert peak.gpu_bytes > 4 * weights + 50e6
+    assert peak.gpu_bytes >= torch.cuda.max_memory_allocated() + 50e6
+    assert peak.gpu_total_bytes == torch.cuda.get_device_properties(0).total_memory

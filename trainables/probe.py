@@ -1,0 +1,76 @@
+"""The most memory a trial can hold, found by running one on the longest examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from trainables.base_model import BaseModel
+from trainables.data import TokenizedData, TokenizedSplit
+from trainables.measure import peak_memory, shared_memory
+from trainables.trial import TrialSpec, run_trial
+
+STEPS = 2
+"""Optimizer steps of a probe: after the first one, AdamW's state is there, too."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a trial's process held at its peak."""
+
+    process_bytes: int | None  # of main memory, without what processes share; null where it cannot be read
+    gpu_bytes: int = 0  # of a GPU, with the process's CUDA context; 0 on a CPU
+    gpu_total_bytes: int = 0  # that GPU's memory
+
+
+def probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel) -> Peak:
+    """Run a trial of two steps on the longest examples, checkpoint and test included; say what it held.
+
+    The process should be a fresh one: what it held before counts.
+
+    Arguments:
+        spec: a method's hungriest trial.
+        data: of the experiment; the longest examples are taken from it.
+        test: the test split; its longest examples are judged as in the confirm phase.
+        base: the base model's shared weights.
+    """
+    training = spec.training.model_copy(update={"epochs": 1, "evaluations_per_epoch": 1})
+    longest = replace(
+        data,
+        train=longest_examples(data.train, STEPS * training.batch_size),
+        validation=longest_examples(data.validation, training.evaluation_batch_size),
+    )
+    judged = longest_examples(test, training.evaluation_batch_size)
+    with TemporaryDirectory() as directory:
+        for _ in run_trial(replace(spec, training=training), longest, base, Path(directory) / "best", judged):
+            pass
+    held, _ = peak_memory(torch.device("cpu"))
+    process = None if held is None else held - shared_memory()
+    return Peak(process, *_gpu_memory()) if torch.cuda.is_available() else Peak(process)
+
+
+def longest_examples(split: TokenizedSplit, count: int) -> TokenizedSplit:
+    """Return a split's ``count`` longest examples, or all where it has fewer."""
+    rows = np.argsort(-np.diff(split.offsets), kind="stable")[:count]
+    pieces = [split.tokens[split.offsets[row] : split.offsets[row + 1]] for row in rows]
+    return TokenizedSplit(
+        tokens=np.concatenate(pieces),
+        offsets=np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]),
+        labels=split.labels[rows],
+        example_ids=split.example_ids[rows],
+    )
+
+
+def _gpu_memory() -> tuple[int, int]:
+    """Return what this process held of its GPU at its peak, and the GPU's memory.
+
+    What the allocator has reserved is lost to others, used or not. What is in use beside that is this
+    process's CUDA context and libraries, since a probe has its GPU to itself.
+    """
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    return torch.cuda.max_memory_reserved() + context, total
