@@ -35,8 +35,8 @@ from orchestrator.search import search
 from orchestrator.worker import Inputs
 from results import load
 
-WINDOW = 50
-"""Trials over which the cost of one is averaged."""
+WINDOW = 0.2
+"""Share of a search's trials over which the cost of one is averaged, early and late."""
 
 
 class SleepingInputs(Inputs):
@@ -69,7 +69,7 @@ class Measured:
     wall_seconds: float
     cpu_seconds: float
     early_ms: float  # driver CPU per trial over the first window after the slots were filled
-    late_ms: float  # over the last window
+    late_ms: float  # over the last window before they empty
     peak_mib: float
     before_mib: float  # of memory, before the search
 
@@ -123,14 +123,14 @@ def measure(trials: int, slots: int, profile: Path | None) -> Measured:
         assert is_whole
         assert (load(directory).trials.status == "completed").sum() == trials
     cpus = [cpu for _, cpu in meter.ended]
-    # What fills the slots comes first, and is not a trial's cost.
-    first = min(slots, trials - WINDOW)
+    window = int(WINDOW * trials)
+    early, late = slots, trials - slots - window
     return Measured(
         trials=trials,
         wall_seconds=wall,
         cpu_seconds=cpu,
-        early_ms=1000 * (cpus[first + WINDOW] - cpus[first]) / WINDOW,
-        late_ms=1000 * (cpus[-1] - cpus[-1 - WINDOW]) / WINDOW,
+        early_ms=1000 * (cpus[early + window] - cpus[early]) / window,
+        late_ms=1000 * (cpus[late + window] - cpus[late]) / window,
         peak_mib=peak_mib(),
         before_mib=before,
     )
@@ -157,7 +157,10 @@ def main() -> None:
         cluster.wait_for_nodes()
         print(f"{options.nodes} nodes x {options.slots} slots up in {time.monotonic() - started:.0f} s")
         os.environ["RAY_ADDRESS"] = cluster.address
-        print("trials  CPU s  ms/trial  early  late  wall s  beyond ideal ms/trial  MiB before  peak", flush=True)
+        print(
+            "trials  CPU s  ms/trial  early  late  wall s  beyond ideal ms/trial  MiB before  peak",
+            flush=True,
+        )
         context = get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh:
             for trials in options.trials:
