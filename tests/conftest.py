@@ -8,6 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertForPreTraining,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -57,6 +59,18 @@ def make_model(architecture: str) -> PreTrainedModel:
             eos_token_id=None,
         )
         return GPT2LMHeadModel(config)
+    if architecture == "bert":
+        return BertForPreTraining(
+            BertConfig(
+                vocab_size=len(WORDS),
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=128,
+                max_position_embeddings=64,
+                pad_token_id=0,
+            )
+        )
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(WORDS),
@@ -91,7 +105,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def model_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny saved model and tokenizer of each architecture."""
     directories = {}
-    for architecture in ("gpt2", "llama"):
+    for architecture in ("gpt2", "llama", "bert"):
         directory = tmp_path_factory.mktemp(architecture)
         make_model(architecture).save_pretrained(directory)
         make_tokenizer().save_pretrained(directory)

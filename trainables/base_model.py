@@ -127,12 +127,13 @@ def load_base(
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.pad_token_id = pad_token_id
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, found = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
             dtype=getattr(torch, settings.dtype),
             use_safetensors=None if settings.allow_pickle else True,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
             **common,
         )
     except Exception as error:
@@ -142,6 +143,12 @@ def load_base(
             "directory, of an architecture with a sequence classification head and safetensors weights",
         ) from error
     prefix = f"{model.base_model_prefix}."
+    if missing := sorted(name for name in found["missing_keys"] if name.startswith(prefix)):
+        raise InputError(
+            "model.path",
+            f"{path} has no weights for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}; expected "
+            "all of the base model, since what is missing would start at random and be in no adapter",
+        )
     weights = {
         name: _to_numpy(tensor) for name, tensor in model.state_dict().items() if name.startswith(prefix)
     }
@@ -183,8 +190,12 @@ def _make_config(base: BaseModel) -> PreTrainedConfig:
 
 
 def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the top-level modules beside the base: the classification head."""
-    return {name: child for name, child in model.named_children() if name != model.base_model_prefix}
+    """Return the top-level modules beside the base that have parameters: the classification head."""
+    return {
+        name: child
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and next(child.parameters(), None) is not None
+    }
 
 
 def linear_layer_names(model: PreTrainedModel) -> tuple[str, ...]:

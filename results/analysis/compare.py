@@ -109,15 +109,15 @@ def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") 
     table = compare(results, metric)
     table = table[table.experiment == experiment]
     involved = table[(table.method_a == best) | (table.method_b == best)]
-    other = involved.method_a.where(involved.method_b == best, involved.method_b)
-    beaten = [name for name in others if name in set(other[involved.different])]
-    tied = [name for name in others if name not in beaten]
+    involved = involved.set_index(involved.method_a.where(involved.method_b == best, involved.method_b))
+    beaten = [name for name in others if involved.different[name]]
+    reach = involved[["low", "high"]].abs().max(axis=1)
+    tied = [f"{name} (within {amount(reach[name], metric)})" for name in others if name not in beaten]
     parts = []
     if beaten:
         parts.append(f"it beats {_list(beaten)}")
     if tied:
-        reach = involved[~involved.different][["low", "high"]].abs().max(axis=None)
-        parts.append(f"no difference is shown from {_list(tied)} (within {amount(reach, metric)})")
+        parts.append(f"no difference is shown from {_list(tied)}")
     return f"{has}; {', and '.join(parts)}."
 
 

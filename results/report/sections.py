@@ -249,7 +249,9 @@ def _differences_section(view: View) -> Section | None:
     ]
     caption = (
         f"By a paired hierarchical bootstrap over {differences.seeds.iloc[0]} seeds and "
-        f"{differences.examples.iloc[0]:,} test examples; p-values are corrected by Holm's method."
+        f"{differences.examples.iloc[0]:,} test examples. Intervals are of each pair by itself; "
+        "p-values and verdicts are corrected for the number of pairs by Holm's method. All of it speaks of "
+        "the configurations found: another search might find others."
     )
     headings = ("pair", "difference, points", "95% interval", "p", "verdict")
     return Section(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertForMaskedLM
 
-from tests.conftest import make_tokenizer
+from tests.conftest import make_model, make_tokenizer
 from trainables.base_model import build_model, linear_layer_names, load_base, load_tokenizer
 from trainables.errors import InputError
 from trainables.settings import ModelSettings
@@ -73,6 +74,13 @@ def test_rebuilt_weights_are_views_of_the_shared_ones(
     for name, weights in base.weights.items():
         if name in parameters:
             assert parameters[name].data_ptr() == weights.ctypes.data, name
+
+
+def test_a_base_with_weights_missing_is_refused(tmp_path: Path) -> None:
+    """BERT's masked language model has no pooler, which its classifier needs."""
+    BertForMaskedLM(make_model("bert").config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no weights for bert\.pooler\.dense\.\w+, bert\.pooler"):
+        load_base(ModelSettings(path=str(tmp_path)), LABELS, 0)
 
 
 def test_target_modules_come_from_the_architecture(model_directories: dict[str, Path]) -> None:
