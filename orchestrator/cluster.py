@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 
 
@@ -45,12 +46,20 @@ def connect() -> Cluster:
 
 
 def slots(experiment: Experiment, cluster: Cluster) -> int:
-    """Say how many trials run at once on a cluster."""
+    """Say how many trials run at once on a cluster.
+
+    Raises:
+        ExperimentError: if one asks for more memory than there is.
+    """
     resources = experiment.resources
     fits = [int(cluster.cpus // resources.cpus_per_trial)]
     if resources.gpus_per_trial:
         fits.append(int(cluster.gpus / resources.gpus_per_trial + 1e-9))
     if resources.memory_per_trial is not None:
+        if resources.memory_per_trial > cluster.memory:
+            asked, there = resources.memory_per_trial / 1e9, cluster.memory / 1e9
+            problem = f"asks for {asked:.2f} GB, but the cluster has {there:.2f} GB for workers"
+            raise ExperimentError([f"resources.memory_per_trial: {problem}"])
         fits.append(int(cluster.memory // resources.memory_per_trial))
     if resources.max_concurrent is not None:
         fits.append(resources.max_concurrent)

@@ -79,6 +79,8 @@ class ResourceSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _spell_out(cls, values: Any) -> Any:
+        if isinstance(values, str) and values != "auto":
+            raise ValueError(f"{values}: unknown; expected auto, or settings such as cpus_per_trial")
         return {"auto": True} if values == "auto" else values
 
     @model_validator(mode="after")

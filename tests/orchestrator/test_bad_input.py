@@ -139,6 +139,11 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("resources.gpus_per_trial", "1000", "this machine has"),
     ),
     "more CPUs": (sets("resources.cpus_per_trial=5000"), ("resources.cpus_per_trial", "5000")),
+    "auto and GPUs": (
+        sets("resources={auto: true, gpus_per_trial: 1}"),
+        ("resources.gpus_per_trial is set, and auto would set it; expected one of them",),
+    ),
+    "resources in a word": (sets("resources=all"), ("resources.all: unknown; expected auto",)),
     "no CPUs": (sets("resources.cpus_per_trial=0"), ("resources.cpus_per_trial", "greater than 0")),
 }
 

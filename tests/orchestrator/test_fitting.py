@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.cluster import Cluster, slots
 from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
 from orchestrator.fitting import MARGIN, MOST_PER_GPU, fit
 from trainables.probe import Peak
 
@@ -71,3 +73,15 @@ def test_what_does_not_fit_is_named() -> None:
     assert len(raised.value.problems) == 2
     assert "methods.full: a trial needs 85.80 GB of GPU memory, and a GPU has 80.00 GB" in str(raised.value)
     assert "methods.lora: a trial needs 1100.00 GB of memory, and the largest node has" in str(raised.value)
+
+
+@pytest.mark.parametrize(("memory", "count"), [(2 * GB, 4), (6 * GB, 2), (16 * GB, 1)])
+def test_memory_limits_how_many_trials_run_at_once(memory: int, count: int) -> None:
+    experiment = Experiment.model_validate({"resources": {"memory_per_trial": memory}})
+    assert slots(experiment, Cluster(cpus=4, gpus=0, memory=16 * GB, dashboard=None)) == count
+
+
+def test_a_trial_that_asks_for_more_memory_than_there_is_is_refused() -> None:
+    experiment = Experiment.model_validate({"resources": {"memory_per_trial": 17 * GB}})
+    with pytest.raises(ExperimentError, match=r"memory_per_trial: asks for 17\.00 GB, but .* has 16\.00 GB"):
+        slots(experiment, Cluster(cpus=4, gpus=0, memory=16 * GB, dashboard=None))
