@@ -83,15 +83,13 @@ def _probe_all(inputs: Inputs, prepared: Prepared, cluster: Cluster) -> dict[str
     """Probe one method after another: two at once might not fit where one does."""
     experiment = inputs.experiment
     specs = {method: heaviest_trial(experiment, prepared.base, method) for method in experiment.methods}
-    peaks, problems = {}, []
+    peaks: dict[str, Peak] = {}
+    problems: list[str] = []
     for method, spec in specs.items():
         try:
             peaks[method] = _probe_apart(spec, inputs, cluster)
-        except MemoryError as error:
-            problems.append(
-                f"methods.{method}: its hungriest trial ran out of memory when it was tried ({error}); lower "
-                "training.batch_size, data.max_length or its largest rank"
-            )
+        except ExperimentError as error:
+            problems += error.problems
     if problems:
         raise ExperimentError(problems)
     return peaks
@@ -112,7 +110,7 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
     """Probe in a worker process of its own, which ends with it.
 
     Raises:
-        MemoryError: saying that the memory did not suffice.
+        ExperimentError: saying what became of it.
     """
     remote: Any = ray.remote(
         num_cpus=inputs.experiment.resources.cpus_per_trial,
@@ -123,16 +121,19 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
     try:
         peak: Peak = ray.get(remote.remote(spec, inputs.data, inputs.test, inputs.base))
     except RayTaskError as error:
-        if failure_status(error.cause) != "out_of_memory":
-            raise
-        raise MemoryError(_first_line(error.cause)) from None
-    except (OutOfMemoryError, WorkerCrashedError) as error:
-        raise MemoryError(_first_line(error)) from None
-    return peak
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        ran_out = failure_status(error.cause) == "out_of_memory"
+        fate, reason = ("ran out of memory" if ran_out else "failed"), error.cause
+    except OutOfMemoryError as error:
+        fate, reason = "ran out of memory", error
+    except WorkerCrashedError as error:
+        fate, reason = "lost its process, most likely for want of memory,", error
+    else:
+        return peak
+    told = f"{type(reason).__name__}: {reason}".strip().splitlines()[0]
+    hint = "" if fate == "failed" else "; lower training.batch_size, data.max_length or its largest rank"
+    raise ExperimentError(
+        [f"methods.{spec.method}: its hungriest trial {fate} when it was tried ({told}){hint}"]
+    )
 
 
 def _words(peak: Peak) -> str:

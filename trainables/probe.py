@@ -38,7 +38,9 @@ def probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: Base
         test: the test split; its longest examples are judged as in the confirm phase.
         base: the base model's shared weights.
     """
-    training = spec.training.model_copy(update={"epochs": 1, "evaluations_per_epoch": 1})
+    # With hardly a step to speak of, a trial does not diverge, and holds as much.
+    settings = {"epochs": 1, "evaluations_per_epoch": 1, "learning_rate": 1e-8}
+    training = spec.training.model_copy(update=settings)
     longest = replace(
         data,
         train=longest_examples(data.train, STEPS * training.batch_size),
