@@ -17,6 +17,7 @@ from orchestrator.prepare import Prepared
 from orchestrator.worker import Inputs, share
 from search_spaces import extremes
 from trainables.base_model import BaseModel
+from trainables.data import TokenizedData, TokenizedSplit
 from trainables.probe import Peak, probe
 from trainables.trial import TrialSpec, describe, failure_status
 
@@ -103,6 +104,11 @@ def heaviest_trial(experiment: Experiment, base: BaseModel, method: str) -> Tria
     return max(specs, key=lambda spec: describe(base, spec.kind, spec.settings).trainable_parameters)
 
 
+def _probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel) -> Peak:
+    """Probe in a process that has imported what a trial's worker imports: all that this module does."""
+    return probe(spec, data, test, base)
+
+
 def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
     """Probe in a worker process of its own, which ends with it.
 
@@ -114,7 +120,7 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
         num_gpus=1 if any(node.gpus for node in (*cluster.nodes, *node_types())) else 0,
         max_calls=1,
         max_retries=0,
-    )(probe)
+    )(_probe)
     try:
         peak: Peak = ray.get(remote.remote(spec, inputs.data, inputs.test, inputs.base))
     except RayTaskError as error:
