@@ -222,9 +222,10 @@ def test_a_job_uses_a_host_that_joins_and_outlives_one_that_leaves(cluster: Clus
     tunnel.terminate()
     assert job.returncode == 0, printed
     trials = check_whole(directory, 12)
-    lost = trials[trials.status != "completed"]
-    assert len(lost) <= 1
-    assert set(lost.node) <= {"host3"}
+    # What ran on host3 went on elsewhere from its last evaluation.
+    assert set(trials.status) == {"completed"}
+    assert trials.retries.sum() <= 1
+    assert "host3" not in set(trials.node[trials.retries > 0])
 
 
 def test_ray_down_ends_it(cluster: Cluster) -> None:
