@@ -128,6 +128,11 @@ class LoggingSettings(Settings):
     )
     wandb: str | None = Field(None, min_length=1, description="project of Weights & Biases")
 
+    @property
+    def wanted(self) -> list[str]:
+        """Names of the settings that ask for a logger."""
+        return [name for name, value in self.model_dump().items() if value]
+
 
 class MethodEntry(BaseModel):
     """One entry of ``methods``: its kind and the search space that replaces parts of the default one."""

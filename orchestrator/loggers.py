@@ -41,7 +41,7 @@ def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> Non
     Raises:
         ExperimentError: naming every logger that cannot work, and why.
     """
-    wanted = _wanted(experiment)
+    wanted = experiment.logging.wanted
     problems = [
         f"{where}: logging.{name}: needs the Python package {PACKAGES[name]}, which is not installed;"
         f" expected it or no logging.{name}: pip install {PACKAGES[name]}"
@@ -80,12 +80,8 @@ def make_loggers(experiment: Experiment, directory: Path, report: Callable[[str]
     """
     return [
         Relay(name, _make_logger(name, experiment), experiment, directory / name, report)
-        for name in _wanted(experiment)
+        for name in experiment.logging.wanted
     ]
-
-
-def _wanted(experiment: Experiment) -> list[str]:
-    return [name for name, value in experiment.logging.model_dump().items() if value]
 
 
 def _make_logger(name: str, experiment: Experiment) -> LoggerCallback:
@@ -226,9 +222,7 @@ class Relay(Callback):
 
 def flat_numbers(point: Evaluation) -> dict[str, float]:
     """Return the numbers of an evaluation by the names of their columns; loggers count optimizer steps."""
-    numbers = {name: getattr(point, name) for name in CURVE_COLUMNS}
-    if point.train_seconds:
-        numbers["examples_per_second"] = point.examples / point.train_seconds
+    numbers = {name: getattr(point, name) for name in (*CURVE_COLUMNS, "examples_per_second")}
     if point.test is not None:
         test = point.test
         numbers |= {"test_accuracy": test.accuracy, "test_loss": test.loss, "test_macro_f1": test.macro_f1}

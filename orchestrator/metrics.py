@@ -33,7 +33,7 @@ PER_TRIAL: Final[Mapping[str, tuple[str, Callable[[Evaluation], float | None]]]]
     ),
     "finetune_examples_per_second": (
         "Training examples of a trial per second of training.",
-        lambda point: point.examples / point.train_seconds if point.train_seconds else None,
+        lambda point: point.examples_per_second,
     ),
     "finetune_peak_memory_bytes": (
         "Most memory held at once during a trial.",

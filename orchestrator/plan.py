@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
@@ -10,9 +11,11 @@ from rich.text import Text
 
 from orchestrator.experiment import Assignment, Experiment, ResourceSettings
 from orchestrator.prepare import Prepared
-from orchestrator.probing import Fitted
 from search_spaces import extremes
 from trainables.trial import ModelSummary, describe
+
+if TYPE_CHECKING:
+    from orchestrator.probing import Fitted
 
 
 @dataclass(frozen=True)

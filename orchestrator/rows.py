@@ -272,7 +272,7 @@ def _cost(trial: TrialHistory) -> dict[str, Any]:
         "train_seconds": last.train_seconds,
         "evaluation_seconds": last.evaluation_seconds,
         "setup_seconds": last.setup_seconds,
-        "examples_per_second": last.examples / last.train_seconds if last.train_seconds else None,
+        "examples_per_second": last.examples_per_second,
         "tokens_per_second": last.tokens / last.train_seconds if last.train_seconds else None,
         "peak_memory_bytes": last.peak_memory_bytes,
         "checkpoint_bytes": checkpoint.bytes if checkpoint else None,

@@ -177,7 +177,6 @@ def _prepare(
 ) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
     """Check everything that can be checked before Ray starts on this machine, or the cluster is used."""
     from orchestrator.loading import load_experiment, with_free_name
-    from orchestrator.loggers import check_loggers
     from orchestrator.prepare import check_run_directory, prepare
 
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
@@ -187,7 +186,7 @@ def _prepare(
         experiment = with_free_name(experiment)
     if not options.dry_run:
         check_run_directory(experiment, where)
-    check_loggers(experiment, where, reach=not options.dry_run)
+    _check_loggers(experiment, where, reach=not options.dry_run)
     cluster = _join(options, experiment, where)
     return experiment, prepare(experiment, console.print, where), [], cluster
 
@@ -196,13 +195,12 @@ def _prepare_again(
     options: argparse.Namespace, console: Console
 ) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
     """Read what an interrupted run was, and what it had finished."""
-    from orchestrator.loggers import check_loggers
     from orchestrator.prepare import check_fingerprints, prepare
     from orchestrator.resume import finished_trials, read_run
 
     where = str(options.resume)
     experiment = read_run(options.resume)
-    check_loggers(experiment, where)
+    _check_loggers(experiment, where, reach=True)
     cluster = _join(options, experiment, where)
     prepared = prepare(experiment, console.print, where)
     finished, rows = finished_trials(options.resume, experiment, prepared.data.labels)
@@ -210,6 +208,14 @@ def _prepare_again(
         check_fingerprints(rows[0], prepared, where)
     console.print(f"{where}: {len(finished)} trials are done", highlight=False)
     return experiment, prepared, finished, cluster
+
+
+def _check_loggers(experiment: Experiment, where: str, reach: bool) -> None:
+    """Refuse logging that cannot work; Tune's loggers are loaded only where one is asked for."""
+    if experiment.logging.wanted:
+        from orchestrator.loggers import check_loggers
+
+        check_loggers(experiment, where, reach)
 
 
 def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cluster | None:

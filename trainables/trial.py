@@ -79,6 +79,11 @@ class Evaluation:
     device: str  # such as "cpu" or "cuda:NVIDIA H200"
     test: TestOutcome | None = None  # with the last evaluation, where a test split was given
 
+    @property
+    def examples_per_second(self) -> float | None:
+        """Trained examples per second of training; None before any time was measured."""
+        return self.examples / self.train_seconds if self.train_seconds else None
+
 
 @dataclass(frozen=True)
 class ModelSummary:
