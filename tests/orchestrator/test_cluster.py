@@ -31,6 +31,16 @@ def test_a_trial_fits_one_node(cpus: float, gpus: float, slots: int) -> None:
     check_resources(asking(cpus, gpus), cluster.nodes)
 
 
+def test_a_trial_of_several_workers_takes_places_on_several_nodes() -> None:
+    """Seven places of one CPU: three trials of two workers, two of three."""
+    cluster = Cluster((SMALL, LARGE, GPUS), is_joined=True, dashboard=None)
+    for workers, trials in ((2, 3), (3, 2), (7, 1)):
+        resources = {"workers_per_trial": workers}
+        experiment = Experiment.model_validate({"resources": resources})
+        assert cluster.slots(experiment) == trials
+        check_resources(experiment, cluster.nodes)
+
+
 def test_a_cluster_that_may_grow_has_no_limit_but_the_users() -> None:
     here, there = (Cluster((SMALL,), is_joined=joined, dashboard=None) for joined in (False, True))
     assert [here.limit(asking(1)), here.limit(asking(1, concurrent=9))] == [2, 2]
