@@ -3,10 +3,11 @@
     python -m benchmarks.gpt2                                                             # on a GPU
     python -m benchmarks.gpt2 --device cpu --sizes 124M --batch-size 8 --steps 3          # without one
 
-Makes GPT-2 by configuration, with random weights, and examples of 64 random tokens: nothing is downloaded, and
-accuracies mean nothing. Every trial runs in a process of its own. It takes a few steps to warm up, which count
-for its memory and not for its speed, then those that are timed; it is evaluated on one batch after either. Writes
-a table to benchmarks/results/gpt2.md, or to the file named.
+Makes GPT-2 by configuration, with random weights, and examples of 64 random tokens: nothing is downloaded,
+and accuracies mean nothing. Every trial runs in a process of its own. It takes a few steps to warm up, which
+count for its memory and not for its speed, then those that are timed; it is evaluated on one batch after
+either. Writes a table to benchmarks/results/gpt2.md, or to the file named. On a CPU, the 774M take 16 GB and
+more for full fine-tuning; --methods leaves it out.
 """
 
 from __future__ import annotations
@@ -115,17 +116,15 @@ def machine(device: str) -> str:
 def heading(options: argparse.Namespace) -> str:
     """Say what was measured, where and how."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    source = (
-        "the allocator's" if options.device == "cuda" else "the process's, interpreter and base model included"
-    )
+    whole_process = "the process's, interpreter and base model included"
+    steps = options.steps
     return f"""\
 # GPT-2
 
 {machine(options.device)}; Python {platform.python_version()}, {versions}; {datetime.now(UTC):%Y-%m-%d}:
-`python -m benchmarks.gpt2`. GPT-2 by configuration, random weights in {options.dtype}, batches of {options.batch_size}
-examples of {LENGTH} tokens, each method at its published default rank, {options.steps} steps to warm up and \
-{options.steps} timed.
-Peak memory is {source}; trained weights have gradients and two moments in 32 bits.
+`python -m benchmarks.gpt2`. GPT-2 by configuration, random weights in {options.dtype}, batches of
+{options.batch_size} examples of {LENGTH} tokens, each method at its published default rank, {steps} steps to
+warm up and {steps} timed. Peak memory is {"the allocator's" if options.device == "cuda" else whole_process}.
 """
 
 
@@ -144,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU here; expected one, or --device cpu")
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    rows = [COLUMNS]
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as directory:
             torch.manual_seed(0)
@@ -155,7 +154,8 @@ def main() -> None:
                     cells = process.submit(measure, job).result()
                 rows.append((size, kind, *cells, *[""] * (len(COLUMNS) - 2 - len(cells))))
                 print(*rows[-1], sep="  ", flush=True)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join([head, "|---" * len(COLUMNS) + "|", *body])
     options.out.write_text(f"{heading(options)}\n{table}\n")
     print(f"written: {options.out}")
 

@@ -86,7 +86,7 @@ class Cluster:
         gpus = sum(node.gpus for node in self.nodes)
         if not gpus or experiment.resources.gpus_per_trial:
             return None
-        return f"trials train on CPUs, and {gpus:g} GPUs are not used; resources: auto shares them among trials"
+        return f"trials train on CPUs, and {gpus:g} GPUs are not used; resources: auto would share them"
 
     def limit(self, experiment: Experiment) -> int | None:
         """Return the most trials at once; None is what there is room for, which changes with the nodes."""

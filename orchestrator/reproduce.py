@@ -32,8 +32,8 @@ def reproduce(run_directory: Path, trial_id: str, report: Callable[[str], None])
     """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
 
     Raises:
-        ExperimentError: if there is no such run or trial, its data or base model is another one now, or it was
-            trained on a GPU and here is none.
+        ExperimentError: if there is no such run or trial, its data or base model is another one now, or it
+            was trained on a GPU and here is none.
     """
     row, curve = _recorded(run_directory, trial_id)
     settings = json.loads(row["settings"])
@@ -60,8 +60,8 @@ def _device_of(row: Mapping[str, Any], run_directory: Path) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ExperimentError(
             [
-                f"{run_directory}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU here;"
-                " expected a machine with one"
+                f"{run_directory}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU"
+                " here; expected a machine with one"
             ]
         )
     return torch.device(kind)

@@ -74,15 +74,15 @@ class Driven(Protocol):
 def trial_device(resources: ResourceSettings) -> torch.device:
     """Return what this worker of a trial trains on, and keep it to its part of a GPU's memory.
 
-    One that takes more fails itself, and not the trials beside it. Ray hides no GPU from a worker that asks for
-    none, so it does not matter whether there is one.
+    One that takes more fails itself, and not the trials beside it. Ray hides no GPU from a worker that asks
+    for none, so it does not matter whether there is one.
     """
     if not resources.gpus_per_trial:
         return CPU
     if not torch.cuda.is_available():
         raise RuntimeError(
-            f"resources.gpus_per_trial asks for {resources.gpus_per_trial:g}, and PyTorch {torch.__version__} finds "
-            f"no GPU on {socket.gethostname()}; expected a GPU, its driver and a CUDA build"
+            f"resources.gpus_per_trial asks for {resources.gpus_per_trial:g}, and PyTorch {torch.__version__}"
+            f" finds no GPU on {socket.gethostname()}; expected one, its driver and a CUDA build"
         )
     if resources.gpus_per_trial < 1:
         torch.cuda.set_per_process_memory_fraction(resources.gpus_per_trial)
@@ -115,9 +115,7 @@ class TrialProcess:
         # The search never sees the test split.
         test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
         checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
-        yield from run_trial(
-            spec, self._data, self._base, checkpoint, test, state, self._group, self._device
-        )
+        yield from run_trial(spec, self._data, self._base, checkpoint, test, state, self._group, self._device)
 
     def advance(self) -> Evaluation:
         """Train until the next evaluation."""

@@ -25,7 +25,6 @@ from trainables.settings import TrainingSettings
 from trainables.state import Progress, Trained, TrialState
 from trainables.training import RandomStream, evaluate, make_optimizer, train_step
 
-
 CPU = torch.device("cpu")
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")

@@ -63,8 +63,9 @@ def test_two_trials_share_a_gpu(experiment: Path) -> None:
     peaks = trials.groupby("method").peak_memory_bytes.max()
     assert peaks["head"] < peaks["full"]
     # Again, in this process.
-    command = [sys.executable, "-m", "orchestrator.run", "--reproduce", str(experiment.parent / "runs" / "gpu")]
-    again = subprocess.run([*command, "lora-000"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "orchestrator.run", "--reproduce"]
+    recorded = (str(experiment.parent / "runs" / "gpu"), "lora-000")
+    again = subprocess.run([*command, *recorded], capture_output=True, text=True)
     assert again.stdout.startswith("lora-000: "), again.stdout + again.stderr  # the last digits may differ
 
 
