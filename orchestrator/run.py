@@ -118,11 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.ownership import make_run_directory, only_driver, write_experiment
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
+            # Imported here, where what libraries print goes to the log.
+            from orchestrator.ownership import make_run_directory, only_driver, write_experiment
+
             if options.resume:
                 _hold(options, held)
             prepare = _prepare_again if options.resume else _prepare
