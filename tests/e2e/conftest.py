@@ -40,8 +40,16 @@ class Ledger:
 
     def table(self) -> str:
         """Return everything as Markdown."""
+        columns = (
+            "fault",
+            "how it was caused",
+            "times",
+            "trials lost",
+            "rows duplicated",
+            "seconds until on",
+        )
         lines = [
-            "| fault | how it was caused | times | trials lost | rows duplicated | seconds until training went on |",
+            f"| {' | '.join(columns)} |",
             "|---|---|---|---|---|---|",
         ]
         for (fault, how), tried in self.rows.items():
@@ -60,9 +68,9 @@ def ledger() -> Iterator[Ledger]:
     if (name := os.environ.get("FAULTS_TABLE")) and kept.rows:
         machine = f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU"
         Path(name).write_text(
-            f"# What faults cost\n\n`make soak` on {date.today()}: {machine}, Python {platform.python_version()}."
-            " Median (least to most) of each fault; a new worker or driver imports torch,"
-            f" transformers and peft first.\n\n{kept.table()}\n"
+            f"# What faults cost\n\n`make soak` on {date.today()}: {machine}, Python"
+            f" {platform.python_version()}. Seconds are the median (least to most); a new worker or driver"
+            f" imports torch, transformers and peft first.\n\n{kept.table()}\n"
         )
 
 
