@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     alone = [name for name in ("resume", "reproduce") if getattr(options, name)]
-    if alone and (options.experiment or options.overrides or options.methods or options.name or alone[1:]):
+    trusts = bool(options.reproduce) and options.overrides == ["model.trust_remote_code=true"]
+    changes = options.overrides and not trusts
+    if alone and (options.experiment or changes or options.methods or options.name or alone[1:]):
         parser.error(f"--{alone[0]} takes everything from the run; expected no experiment and no settings")
     if options.reproduce and options.address:
         parser.error("--reproduce trains on this machine; expected no --address")
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.reproduce:
-            return _reproduce(Path(options.reproduce[0]), options.reproduce[1])
+            return _reproduce(Path(options.reproduce[0]), options.reproduce[1], trusts)
         if (options.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
             return _run_on_head(options)
         return _run(options)
@@ -303,13 +305,13 @@ def _run_phases(
     return 0 if results.trials.validation_accuracy.notna().any() else 1
 
 
-def _reproduce(run_directory: Path, trial_id: str) -> int:
+def _reproduce(run_directory: Path, trial_id: str, trusts: bool) -> int:
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
         from orchestrator.reproduce import reproduce
 
-        outcome = reproduce(run_directory, trial_id, console.print)
+        outcome = reproduce(run_directory, trial_id, console.print, trusts)
     if not outcome.differences:
         print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")
         return 0

@@ -48,7 +48,6 @@ class ModelSettings(Settings):
     )
     revision: str | None = Field(None, description="hub revision; null is the default branch")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    allow_pickle: bool = Field(False, description="accept weights that are not safetensors")
 
 
 class DataSettings(Settings):

@@ -81,7 +81,7 @@ def _parse(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
         return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False)
     # Sentences hold bare quotes, and a tab-separated file has no use for quoting.
     kind = {"sep": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
-    # All is text: the labels 1 and 01 are two. The names of columns are read as they are, should one stand twice.
+    # All is text: the labels 1 and 01 are two. So are names of columns, of which pandas would rename doubles.
     rows = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, **kind)
     if columns is not None:
         return rows

@@ -40,8 +40,9 @@ def read(file: Path, tokenizer: PreTrainedTokenizerBase, **others: Any) -> RawDa
     try:
         raw = read_data(chosen, seed=0)
     except InputError as error:
-        assert error.key.startswith("data.")
-        assert str(error).strip()
+        key, _, message = str(error).partition(": ")
+        if not (key.startswith("data.") and message):
+            raise
         return None
     for split in (raw.train, raw.validation, raw.test):
         assert len(split.texts) == len(split.labels) > 0
@@ -105,7 +106,7 @@ def broken_files(draw: st.DrawFn) -> bytes:
 @example(content=b"sentence\tlabel\tlabel\n" + b"a\t1\t0\n" * 9, ending=".tsv", has_header=True)
 @example(content=b"sentence\tsentence\n" + b"a\t1\n" * 9, ending=".tsv", has_header=True)
 @example(content=b"\t\n" + b"a\t1\n" * 9, ending=".tsv", has_header=True)
-@example(content="sentence\tlabel\n".encode() + "a\t²\nb\t٣\n".encode() * 9, ending=".tsv", has_header=True)
+@example(content=b"sentence\tlabel\n" + "a\t²\nb\t٣\n".encode() * 9, ending=".tsv", has_header=True)
 def test_files_of_every_kind(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, content: bytes, ending: str, has_header: bool
 ) -> None:
