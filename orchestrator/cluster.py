@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import ray
 import torch
 import yaml
+from ray._private import ray_constants
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import find_node_ids
 from ray.exceptions import AuthenticationError
@@ -99,6 +100,8 @@ def connect(address: str | None) -> Cluster:
     # What workers print comes here, and so to the run's log.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if address is None:
+        # Every port on loopback, as Ray has it on macOS and Windows; elsewhere it would let others in.
+        ray_constants.ENABLE_RAY_CLUSTER = False
         context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
     else:
         _check_address(where, address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.secrets import redact
 from results.errors import one_line
 
 
@@ -12,5 +13,5 @@ class ExperimentError(ValueError):
     """
 
     def __init__(self, problems: list[str]) -> None:
-        self.problems = [one_line(problem) for problem in problems]
+        self.problems = [one_line(redact(problem)) for problem in problems]
         super().__init__("\n".join(self.problems))

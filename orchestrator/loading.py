@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.secrets import credentials_in
 from trainables.methods import METHODS
 
 DEMO: Mapping[str, Any] = {
@@ -80,9 +81,12 @@ def load_experiment(
     if methods is not None:
         _select(values, methods, where)
     try:
-        return Experiment.model_validate(values)
+        experiment = Experiment.model_validate(values)
     except ValidationError as error:
         raise ExperimentError([f"{where}: {line}" for line in _lines(error)]) from None
+    if problems := credentials_in(experiment.model_dump(mode="json")):
+        raise ExperimentError([f"{where}: {problem}" for problem in problems])
+    return experiment
 
 
 def with_free_name(experiment: Experiment) -> Experiment:

@@ -50,8 +50,8 @@ def reproduce(
     if experiment.model.trust_remote_code and not trusts:
         raise ExperimentError(
             [
-                f"{run_directory}: {experiment.model.path} brings Python code that would run here, which whoever"
-                f" made this run trusted; if you do, too: --set {TRUST}"
+                f"{run_directory}: {experiment.model.path} brings Python code that would run here, which"
+                f" whoever made this run trusted; if you do, too: --set {TRUST}"
             ]
         )
     prepared = prepare(experiment, report)

@@ -18,6 +18,7 @@ from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from orchestrator.secrets import redact
 from results.show import describe_hyperparameters
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
@@ -163,7 +164,7 @@ class TrialWorker(tune.Trainable):
             raise
         except Exception as error:
             self._process.close()
-            print(traceback.format_exc(), flush=True)
+            print(redact(traceback.format_exc()), flush=True)
             text = f"{type(error).__name__}: {error}"
             return {STATUS: failure_status(error), ERROR: text, "done": True}
         self._best_accuracy = max(self._best_accuracy, point.validation_accuracy)

@@ -35,8 +35,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """How names of files end that PyTorch pickles weights into."""
 
 CONVERT = (
-    'expected *.safetensors. If you trust their author, convert them once: python -c "import transformers as t; '
-    "t.AutoModel.from_pretrained('OLD').save_pretrained('NEW'); "
+    "expected *.safetensors. If you trust their author, convert them once: "
+    "python -c \"import transformers as t; t.AutoModel.from_pretrained('OLD').save_pretrained('NEW'); "
     "t.AutoTokenizer.from_pretrained('OLD').save_pretrained('NEW')\""
 )
 
@@ -83,7 +83,7 @@ def _check_model_directory(directory: Path) -> None:
         )
     raise InputError(
         "model.path",
-        f"{directory} has pickled weights only ({sorted(pickled)[0]}), which can run code when loaded; {CONVERT}",
+        f"{directory} has pickled weights only ({min(pickled)}), which can run code when loaded; {CONVERT}",
     )
 
 

@@ -135,7 +135,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "no weights": (sets("model.path=./no_weights"), ("model.path", "no weights", "safetensors")),
     "pickled weights": (
         sets("model.path=./pickled"),
-        ("model.path", "pickled weights only", "convert them once"),
+        ("model.path", "pickled weights only", "convert them"),
     ),
     "more GPUs": (
         sets("resources.gpus_per_trial=1000"),

@@ -1,4 +1,4 @@
-"""Models and datasets that bring code along: none of it runs unless the experiment trusts the model by name."""
+"""Models and datasets that bring code: none runs unless the experiment says so of that model."""
 
 from __future__ import annotations
 

@@ -1,0 +1,138 @@
+"""A cluster started as cluster.yaml would: who has no token, or a wrong one, is not let in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+
+TOKEN, WRONG = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node, and a home in which its token may be put."""
+
+    address: str
+    dashboard: str
+    home: Path
+
+    def run(self, token: str | None, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the program against the cluster, as somebody with this token in their home."""
+        file = self.home / ".ray" / "auth_token"
+        file.unlink(missing_ok=True)
+        if token is not None:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(token)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return subprocess.run(
+            [sys.executable, "-m", "orchestrator.run", "--dry-run", "--address", self.address],
+            env={**environment, "HOME": str(self.home), **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    place = tmp_path_factory.mktemp("cluster")
+    (place / "head" / ".ray").mkdir(parents=True)
+    (place / "head" / ".ray" / "auth_token").write_text(TOKEN)
+    (place / "visitor").mkdir()
+    config = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+    start = config["head_start_ray_commands"][-1].removeprefix("ulimit -n 65536; ")
+    mode, *command = shlex.split(start)
+    assert command[:3] == ["ray", "start", "--head"]
+    gcs, dashboard = free_port(), free_port()
+    kept = [
+        part for part in command[3:] if not re.match("--(port|object-manager-port|autoscaling-config)=", part)
+    ]
+    temporary = f"/tmp/ray-head-{os.getpid()}"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *kept, "--block"),
+            *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
+            *("--ray-client-server-port=" + str(free_port()), "--num-cpus=1"),
+        ],
+        # It has one node only, so that its ports may stay on loopback.
+        env={
+            **os.environ,
+            **dict([mode.split("=")]),
+            "HOME": str(place / "head"),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while "ray.shutdown" not in _line(process) and process.poll() is None:
+            assert time.monotonic() < deadline
+        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", place / "visitor")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _line(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout
+    return process.stdout.readline().decode()
+
+
+@pytest.mark.parametrize(
+    ("token", "variables"),
+    [(None, {}), (None, {"RAY_AUTH_MODE": "token"}), (WRONG, {"RAY_AUTH_MODE": "token"}), (TOKEN, {})],
+    ids=["no token", "no token, but the mode", "a wrong token", "the token without the mode"],
+)
+def test_who_has_no_token_is_refused_with_what_to_do(
+    head: Head, token: str | None, variables: dict[str, str]
+) -> None:
+    refused = head.run(token, **variables)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    [line] = refused.stderr.splitlines()
+    assert line == (
+        f"--address {head.address}: the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's "
+        "into ~/.ray/auth_token"
+    )
+
+
+def test_who_has_the_token_is_let_in(head: Head) -> None:
+    done = head.run(TOKEN, RAY_AUTH_MODE="token")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lora" in done.stdout
+
+
+def test_the_dashboard_asks_for_the_token(head: Head) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head.dashboard}/api/version")
+    request = urllib.request.Request(
+        f"{head.dashboard}/api/version", headers={"Authorization": f"Bearer {TOKEN}"}
+    )
+    assert urllib.request.urlopen(request).status == 200
