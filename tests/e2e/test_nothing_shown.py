@@ -6,14 +6,18 @@ import contextlib
 import ipaddress
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -41,9 +45,10 @@ class Run:
 @pytest.fixture(scope="module")
 def run(
     tmp_path_factory: pytest.TempPathFactory, model_directories: dict[str, Path], data_files: dict[str, Path]
-) -> Run:
+) -> Iterator[Run]:
     place = tmp_path_factory.mktemp("beside-secrets")
     file = place / "small.yaml"
+    mlflow = {"mlflow": f"sqlite:///{place}/runs/mlflow.db"} if HAS_MLFLOW else {}
     values = {
         "name": "small",
         "model": {"path": str(model_directories["gpt2"])},
@@ -56,10 +61,7 @@ def run(
         "search": {"trials": 1},
         "confirm": {"seeds": 1},
         "methods": {"head": {}, "wild": {"kind": "full", "learning_rate": 1e30}},
-        "logging": {
-            "tensorboard": True,
-            "mlflow": f"sqlite:///{place}/runs/mlflow.db" if HAS_MLFLOW else None,
-        },
+        "logging": {"tensorboard": True, **mlflow},
         "storage": str(place / "runs"),
     }
     file.write_text(json.dumps(values))  # JSON is YAML
@@ -78,7 +80,8 @@ def run(
         time.sleep(0.3)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
-    return Run(place / "runs" / "small", temporary, printed, frozenset(listening))
+    yield Run(place / "runs" / "small", temporary, printed, frozenset(listening))
+    shutil.rmtree(temporary)
 
 
 def _listening(pid: int) -> set[str]:
@@ -123,6 +126,58 @@ def test_no_log_of_ray_has_a_secret(run: Run) -> None:
     logs = [file for file in run.temporary.rglob("*") if file.is_file()]
     assert any(file.name.startswith("raylet") for file in logs)
     assert {str(file): shown(file.read_bytes()) for file in logs if shown(file.read_bytes())} == {}
+
+
+PICKLES = ("tuner.pkl", "trainable.pkl", "searcher-state-1.pkl", "search_gen_state.pkl", ".tune_metadata")
+
+READ = """
+import sys
+classes = []
+sys.addaudithook(lambda event, about: classes.append(about) if event == "pickle.find_class" else None)
+from results import load
+from results.report.__main__ import main as report
+from results.show import main as show
+assert len(load(sys.argv[1]).trials)
+assert show([sys.argv[1]]) == report([sys.argv[1]]) == 0
+assert not classes, classes
+"""
+
+
+class Malicious:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self._file,)
+
+
+def test_pickles_in_a_run_directory_are_not_read(run: Run, tmp_path: Path) -> None:
+    """Ray's own state is pickled; a result set that somebody sent may hold any."""
+    directory, ran = tmp_path / "small", tmp_path / "ran"
+    shutil.copytree(run.directory, directory)
+    evil = pickle.dumps(Malicious(ran))
+    places = [directory, *(path for path in directory.rglob("*") if path.is_dir())]
+    files = [
+        file for file in directory.rglob("*") if file.is_file() and file.is_relative_to(directory / "ray")
+    ]
+    for file in (*files, *(place / name for place in places for name in PICKLES)):
+        file.write_bytes(evil)
+    table = pq.read_table(directory / "metrics.parquet")
+    extension = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": evil}
+    step = pa.field("step", table["step"].type, metadata=extension)
+    table = table.set_column(table.column_names.index("step"), step, table["step"])
+    pq.write_table(table, directory / "metrics.parquet")
+
+    subprocess.run([sys.executable, "-c", READ, str(directory)], check=True)
+    command = [sys.executable, "-m", "orchestrator.run", "--resume", str(directory), "--dry-run"]
+    resumed = subprocess.run(command, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "3 trials are done" in resumed.stdout
+    assert not ran.exists()
+    pickle.loads(evil)
+    assert ran.exists(), "what was planted would not have run"
 
 
 def test_every_port_is_on_loopback(run: Run) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,9 +68,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     mode, *command = shlex.split(start)
     assert command[:3] == ["ray", "start", "--head"]
     gcs, dashboard = free_port(), free_port()
-    kept = [
-        part for part in command[3:] if not re.match("--(port|object-manager-port|autoscaling-config)=", part)
-    ]
+    ours = re.compile("--(port|object-manager-port|autoscaling-config)=")
+    kept = [part for part in command[3:] if not ours.match(part)]
     temporary = f"/tmp/ray-head-{os.getpid()}"
     process = subprocess.Popen(
         [
@@ -99,6 +99,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             process.wait(timeout=20)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _line(process: subprocess.Popen[bytes]) -> str:
