@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 
 from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
+from orchestrator.secrets import is_secret
 from orchestrator.worker import Inputs
 
 TUNE_ENVIRONMENT = {
@@ -44,6 +46,8 @@ def run_phase(
         loggers: are told of trials besides the recorder.
     """
     os.environ.update(TUNE_ENVIRONMENT)
+    # Tune would give workers the driver's, in a way that each node's log and the dashboard show.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(filter(is_secret, os.environ))
     resources = inputs.experiment.resources
     worker = inputs.trainable
     if resources.workers_per_trial > 1:

@@ -10,10 +10,9 @@ from typing import Any, Final
 SHORTEST: Final = 8
 """Characters of a secret: what is shorter stands everywhere by chance."""
 
-SECRET_VARIABLE: Final = re.compile(
+_SECRET_VARIABLE: Final = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCOUNT_KEY|PRIVATE_KEY|CREDENTIALS?)(_ID)?$"
 )
-"""Names of environment variables whose values are secrets."""
 
 _USER_AND_PASSWORD = re.compile(
     # Of several @ the last one ends a password; digits after a colon are a port.
@@ -34,6 +33,11 @@ PLACES: Final = {
     "data": "HF_TOKEN",
 }
 """Where a credential belongs, by key or section."""
+
+
+def is_secret(variable: str) -> bool:
+    """Say whether an environment variable, by its name, holds a secret."""
+    return _SECRET_VARIABLE.search(variable.upper()) is not None
 
 
 def redact(text: str) -> str:
@@ -57,11 +61,7 @@ def credentials_in(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if len(value) >= SHORTEST and SECRET_VARIABLE.search(name.upper())
-    }
+    return {name: value for name, value in os.environ.items() if len(value) >= SHORTEST and is_secret(name)}
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
