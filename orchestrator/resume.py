@@ -145,8 +145,8 @@ def _history(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ExperimentError(
             [
-                f"{directory}/journal: what is recorded of {record.trial.get('trial_id')!r} is no trial of this"
-                f" run ({error!r}); remove its file, and the trial runs again"
+                f"{directory}/journal: what is recorded of {record.trial.get('trial_id')!r} is no trial of"
+                f" this run ({error!r}); remove its file, and the trial runs again"
             ]
         ) from None
 

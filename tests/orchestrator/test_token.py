@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -39,6 +40,7 @@ class Head:
     address: str
     dashboard: str
     home: Path
+    experiment: Path
 
     def run(self, token: str | None, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the program against the cluster, as somebody with this token in their home."""
@@ -49,7 +51,15 @@ class Head:
             file.write_text(token)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.run(
-            [sys.executable, "-m", "orchestrator.run", "--dry-run", "--address", self.address],
+            [
+                sys.executable,
+                "-m",
+                "orchestrator.run",
+                self.experiment,
+                "--dry-run",
+                "--address",
+                self.address,
+            ],
             env={**environment, "HOME": str(self.home), **variables},
             capture_output=True,
             text=True,
@@ -58,8 +68,15 @@ class Head:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(
+    tmp_path_factory: pytest.TempPathFactory, model_directories: dict[str, Path], data_files: dict[str, Path]
+) -> Iterator[Head]:
     place = tmp_path_factory.mktemp("cluster")
+    experiment = place / "small.yaml"
+    files = {name: str(file) for name, file in data_files.items()}
+    data = {"path": None, "columns": ["sentence", "label"], **files}
+    values = {"model": {"path": str(model_directories["gpt2"])}, "data": data, "methods": {"lora": {}}}
+    experiment.write_text(json.dumps(values))  # JSON is YAML
     (place / "head" / ".ray").mkdir(parents=True)
     (place / "head" / ".ray" / "auth_token").write_text(TOKEN)
     (place / "visitor").mkdir()
@@ -94,7 +111,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.5)
-        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", place / "visitor")
+        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", place / "visitor", experiment)
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -116,8 +133,8 @@ def status(address: str, **headers: str) -> int | None:
 
 @pytest.mark.parametrize(
     ("token", "variables"),
-    [(None, {}), (None, {"RAY_AUTH_MODE": "token"}), (WRONG, {"RAY_AUTH_MODE": "token"}), (TOKEN, {})],
-    ids=["no token", "no token, but the mode", "a wrong token", "the token without the mode"],
+    [(None, {}), (None, {"RAY_AUTH_MODE": "token"}), (WRONG, {"RAY_AUTH_MODE": "token"})],
+    ids=["no token", "the mode alone", "a wrong token"],
 )
 def test_who_has_no_token_is_refused_with_what_to_do(
     head: Head, token: str | None, variables: dict[str, str]

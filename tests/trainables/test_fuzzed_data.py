@@ -223,6 +223,31 @@ def test_parquet_of_odd_types(
     read(file, tokenizer)
 
 
+counts = st.integers(1, 20) | st.sampled_from([2**31, 2**63, 2**64, 10**30])
+fractions = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+@fuzzed
+@given(
+    chosen=st.fixed_dictionaries(
+        {},
+        optional={
+            "max_length": counts,
+            "max_train_examples": counts,
+            "max_validation_examples": counts,
+            "validation_fraction": fractions,
+            "test_fraction": fractions,
+            "text": st.sampled_from(["sentence", "label", "x"]),
+            "text_pair": st.sampled_from(["sentence", "label", "x"]),
+        },
+    )
+)
+def test_settings_of_every_size(
+    data_files: dict[str, Path], tokenizer: PreTrainedTokenizerBase, chosen: dict[str, Any]
+) -> None:
+    read(data_files["train"], tokenizer, columns=["sentence", "label"], **chosen)
+
+
 def test_labels_that_look_like_numbers_keep_their_text(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
