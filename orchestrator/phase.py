@@ -47,7 +47,7 @@ def run_phase(
     """
     os.environ.update(TUNE_ENVIRONMENT)
     # Tune would give workers the driver's, in a way that each node's log and the dashboard show.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(filter(is_secret, os.environ))
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
     resources = inputs.experiment.resources
     worker = inputs.trainable
     if resources.workers_per_trial > 1:

@@ -20,7 +20,8 @@ from orchestrator.resume import earlier_trials, read_run
 from orchestrator.rows import Provenance, TrialHistory, trial_record
 from results.store import write_record
 from trainables.checkpoints import Checkpoint
-from trainables.trial import Evaluation, TestOutcome
+from trainables.trial import Evaluation
+from trainables.trial import TestOutcome as Judged
 
 fuzzed = settings(
     max_examples=3 * settings().max_examples,  # 'make soak' has another profile
@@ -31,7 +32,7 @@ fuzzed = settings(
 LABELS = ("0", "1")
 
 
-def evaluation(number: int, test: TestOutcome | None = None) -> Evaluation:
+def evaluation(number: int, test: Judged | None = None) -> Evaluation:
     counts = dict.fromkeys(
         ("examples", "tokens", "trainable_parameters", "total_parameters", "model_bytes"), 8
     )
@@ -62,7 +63,7 @@ def write_run(experiment: Experiment) -> Path:
     directory.mkdir(parents=True)
     write_experiment(experiment, directory)
     provenance = Provenance("0" * 64, "sst2", "1" * 64, {"train": "x"}, None, {"torch": "2"}, LABELS)
-    judged = TestOutcome(0.5, 0.5, 0.5, 1.0, np.arange(2), np.array([0, 1]), np.zeros((2, 2), np.float32))
+    judged = Judged(0.5, 0.5, 0.5, 1.0, np.arange(2), np.array([0, 1]), np.zeros((2, 2), np.float32))
     for number, phase, status in (
         (0, "search", "completed"),
         (1, "search", "running"),
