@@ -16,9 +16,6 @@ from results import load
 from results.errors import ResultSetError
 from trainables.trial import TrialSpec, run_trial
 
-TRUST = "model.trust_remote_code=true"
-"""The one setting that is not taken from the run."""
-
 COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
 
 
@@ -51,7 +48,7 @@ def reproduce(
         raise ExperimentError(
             [
                 f"{run_directory}: {experiment.model.path} brings Python code that would run here, which"
-                f" whoever made this run trusted; if you do, too: --set {TRUST}"
+                " whoever made this run trusted; if you do, too: --set model.trust_remote_code=true"
             ]
         )
     prepared = prepare(experiment, report)

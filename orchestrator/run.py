@@ -46,6 +46,9 @@ Results are Parquet files: pandas.read_parquet("runs/NAME/trials.parquet").
 Exit status: 0 done, 1 a reproduction that differs or no trial finished, 2 wrong input, 130 interrupted.
 """
 
+TRUST = "model.trust_remote_code=true"
+"""The one setting that --reproduce does not take from the run, which somebody may have sent."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    trusts = bool(options.reproduce) and options.overrides == ["model.trust_remote_code=true"]
+    trusts = bool(options.reproduce) and options.overrides == [TRUST]
     changes = options.overrides and not trusts
     if options.reproduce and (options.experiment or changes or options.methods or options.resume):
         parser.error("--reproduce takes everything from the run; expected no experiment and no settings")

@@ -53,9 +53,7 @@ def load(
         FileNotFoundError: if a path holds no result set.
         ResultSetError: naming a table that cannot be read, or one that a newer version wrote.
     """
-    # Imported here so that `import results` stays fast.
-
-    from results.schema import TABLES
+    from results.schema import TABLES  # here, so that `import results` stays fast
 
     given = [path] if isinstance(path, str | os.PathLike) else list(path)
     runs = list(dict.fromkeys(run for one in given for run in _run_directories(os.fspath(one))))
