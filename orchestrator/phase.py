@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.execution import class_cache
 
+from orchestrator.lost_workers import count_lost_workers
 from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
 from orchestrator.secrets import is_secret
@@ -48,6 +49,7 @@ def run_phase(
     os.environ.update(TUNE_ENVIRONMENT)
     # Tune would give workers the driver's, in a way that each node's log and the dashboard show.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
+    count_lost_workers()
     resources = inputs.experiment.resources
     worker = inputs.trainable
     if resources.workers_per_trial > 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
@@ -40,7 +42,8 @@ def reproduce(
             may have sent the result set.
 
     Raises:
-        ExperimentError: if there is no such run or trial, or its data or base model is another one now.
+        ExperimentError: if there is no such run or trial, its data or base model is another one now, or it
+            was trained on a GPU and here is none.
     """
     row, curve = _recorded(run_directory, trial_id)
     experiment, spec = _settings(row, str(run_directory))
@@ -53,7 +56,8 @@ def reproduce(
         )
     prepared = prepare(experiment, report)
     check_fingerprints(row, prepared, str(run_directory))
-    points = islice(run_trial(spec, prepared.data, prepared.base, None), len(curve))
+    trial = run_trial(spec, prepared.data, prepared.base, None, device=_device_of(row, run_directory))
+    points = islice(trial, len(curve))
     differences = [
         f"evaluation {point.evaluation}: {column} was {recorded[column]!r}, is {getattr(point, column)!r}"
         for recorded, point in zip(curve, points, strict=True)
@@ -74,6 +78,23 @@ def _settings(row: dict[str, Any], where: str) -> tuple[Experiment, TrialSpec]:
         raise ExperimentError(
             [f"{where}: settings of {row['trial_id']}: not those of a trial of this version: {error!r}"]
         ) from None
+
+
+def _device_of(row: Mapping[str, Any], run_directory: Path) -> torch.device:
+    """Return the kind of device that trained a recorded trial; another kind gives other numbers."""
+    kind = str(row["device"]).partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ExperimentError(
+            [f"{run_directory}: device of {row['trial_id']}: expected cpu or cuda, got {kind!r}"]
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ExperimentError(
+            [
+                f"{run_directory}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU"
+                " here; expected a machine with one"
+            ]
+        )
+    return torch.device(kind)
 
 
 def _recorded(run_directory: Path, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

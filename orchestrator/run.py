@@ -123,11 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.ownership import make_run_directory, only_driver, write_experiment
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
+            # Imported here, where what libraries print goes to the log.
+            from orchestrator.ownership import make_run_directory, only_driver, write_experiment
+
             if options.resume:
                 _hold(options, held)
             prepare = _prepare_again if options.resume else _prepare
@@ -314,6 +316,8 @@ def _run_phases(
     cluster = cluster or connect(None)
     if cluster.dashboard:
         console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
+    if unused := cluster.unused(experiment):
+        console.print(unused, highlight=False)
     concurrent = cluster.limit(experiment)
     started = time.time()
     try:

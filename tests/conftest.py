@@ -98,6 +98,19 @@ def example_rows(count: int) -> list[tuple[str, int]]:
     return rows
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``cuda`` where there is no GPU."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each kind of device that trials train on."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
 def architecture(request: pytest.FixtureRequest) -> str:
     """Each of two architectures: Conv1D layers, and Linear ones."""

@@ -26,6 +26,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 TOKEN, WRONG = "0123456789abcdef" * 4, "fedcba9876543210" * 4
 
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Of a cluster of one node all addresses may be loopback's."""
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -60,7 +63,7 @@ class Head:
                 "--address",
                 self.address,
             ],
-            env={**environment, "HOME": str(self.home), **variables},
+            env={**environment, **LOOPBACK, "HOME": str(self.home), **variables},
             capture_output=True,
             text=True,
             timeout=120,
@@ -94,12 +97,11 @@ def head(
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
             *("--ray-client-server-port=" + str(free_port()), "--num-cpus=1"),
         ],
-        # It has one node only, so that its ports may stay on loopback.
         env={
             **os.environ,
             **dict([mode.split("=")]),
+            **LOOPBACK,
             "HOME": str(place / "head"),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
