@@ -18,7 +18,8 @@ from orchestrator.loading import load_experiment
 from orchestrator.ownership import write_experiment
 from orchestrator.resume import earlier_trials, read_run
 from orchestrator.rows import Provenance, TrialHistory, trial_record
-from results.store import write_record
+from orchestrator.run import main
+from results.store import write_record, write_snapshot
 from trainables.checkpoints import Checkpoint
 from trainables.trial import Evaluation
 from trainables.trial import TestOutcome as Judged
@@ -169,3 +170,33 @@ def test_bytes_of_every_kind(directory: Path, file: str, at: int, cut: int, piec
     (directory / file).write_bytes(whole[:at] + piece + whole[at + cut :])
     resume(directory)
     (directory / file).write_bytes(whole)
+
+
+def reproduce(directory: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Have --reproduce refuse a trial of a run, and return what it says."""
+    write_snapshot(directory)
+    assert main(["--reproduce", str(directory), "lora-000", *arguments]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    return line
+
+
+def test_a_run_does_not_decide_whose_code_is_trusted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"storage={tmp_path}/runs", "model={path: ./brings-code, trust_remote_code: true}"]
+    directory = write_run(load_experiment(None, settings))
+    said = reproduce(directory, capfd)
+    assert said.startswith(f"{directory}: ./brings-code brings Python code")
+    assert said.endswith("if you do, too: --set model.trust_remote_code=true")
+    trusting = reproduce(directory, capfd, "--set", "model.trust_remote_code=true")
+    assert "no such directory: ./brings-code" in trusting
+
+
+@pytest.mark.parametrize("settings", [None, "", "[]", "{", "{}", '{"experiment": {}}', '{"experiment": []}'])
+def test_settings_that_are_none_are_refused(
+    directory: Path, capfd: pytest.CaptureFixture[str], settings: str | None
+) -> None:
+    file = directory / "journal" / "lora-000.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(put(content, ("trials", 0, "settings"), settings)))
+    assert "settings of lora-000: not those of a trial of this version" in reproduce(directory, capfd)
