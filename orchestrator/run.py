@@ -294,13 +294,12 @@ def _run_phases(
     import ray
 
     from orchestrator.cluster import connect
-    from orchestrator.confirm import confirm
     from orchestrator.loggers import make_loggers
     from orchestrator.metrics import TrialMetrics
+    from orchestrator.phases import run_phases
     from orchestrator.progress import Display, time_spent
     from orchestrator.provenance import collect_provenance
     from orchestrator.recorder import Recorder, Watcher
-    from orchestrator.search import search
     from orchestrator.study_journal import StudyJournal
     from orchestrator.watchdog import Watchdog
     from orchestrator.worker import share
@@ -330,9 +329,7 @@ def _run_phases(
             others = [watchdog, *make_loggers(experiment, directory, say, earlier.unfinished)]
             inputs = share(experiment, prepared, directory)
             try:
-                is_whole = search(inputs, recorder, concurrent, others) and confirm(
-                    inputs, recorder, concurrent, others
-                )
+                is_whole = run_phases(inputs, recorder, concurrent, others)
             finally:
                 recorder.close()
     finally:

@@ -76,7 +76,7 @@ class DataSettings(Settings):
         None, ge=1, description="examples; a seeded stratified sample of train"
     )
     max_validation_examples: int | None = Field(None, ge=1, description="examples; null uses all")
-    max_length: int = Field(64, ge=1, description="tokens; longer texts are cut")
+    max_length: int = Field(64, ge=1, le=1_000_000, description="tokens; longer texts are cut")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="of train, when validation is cut from it"
     )

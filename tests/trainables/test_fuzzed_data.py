@@ -224,6 +224,7 @@ def test_parquet_of_odd_types(
 
 
 counts = st.integers(1, 20) | st.sampled_from([2**31, 2**63, 2**64, 10**30])
+lengths = st.integers(1, 20) | st.just(1_000_000)
 fractions = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 
@@ -232,7 +233,7 @@ fractions = st.floats(0, 1, exclude_min=True, exclude_max=True)
     chosen=st.fixed_dictionaries(
         {},
         optional={
-            "max_length": counts,
+            "max_length": lengths,
             "max_train_examples": counts,
             "max_validation_examples": counts,
             "validation_fraction": fractions,
