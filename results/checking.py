@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from results.schema import HYPERPARAMETER_PREFIX, STRING, TABLES
 
 REQUIRED: Final = {
-    "trials": ("experiment", "trial_id", "method", "phase", "kind", "trial_number", "seed", "status"),
+    "trials": ("experiment", "trial_id", "method", "phase"),
     "metrics": ("experiment", "trial_id", "method", "phase", "evaluation"),
     "checkpoints": ("experiment", "trial_id", "method", "path"),
     "predictions": ("experiment", "trial_id", "method", "phase", "seed", "example_id", "label", "prediction"),

@@ -26,6 +26,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 TOKEN, WRONG = "0123456789abcdef" * 4, "fedcba9876543210" * 4
 
+TAKES_A_TOKEN = (
+    "the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
+)
+
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Of a cluster of one node all addresses may be loopback's."""
 
@@ -41,11 +45,14 @@ class Head:
     """A cluster of one node, and a home in which its token may be put."""
 
     address: str
+    client: str  # address of Ray's client port
     dashboard: str
     home: Path
     experiment: Path
 
-    def run(self, token: str | None, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, token: str | None, address: str | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run the program against the cluster, as somebody with this token in their home."""
         file = self.home / ".ray" / "auth_token"
         file.unlink(missing_ok=True)
@@ -61,7 +68,7 @@ class Head:
                 self.experiment,
                 "--dry-run",
                 "--address",
-                self.address,
+                address or self.address,
             ],
             env={**environment, **LOOPBACK, "HOME": str(self.home), **variables},
             capture_output=True,
@@ -87,7 +94,7 @@ def head(
     start = config["head_start_ray_commands"][-1].removeprefix("ulimit -n 65536; ")
     mode, *command = shlex.split(start)
     assert command[:3] == ["ray", "start", "--head"]
-    gcs, dashboard = free_port(), free_port()
+    gcs, dashboard, client = free_port(), free_port(), free_port()
     ours = re.compile("--(port|object-manager-port|autoscaling-config)=")
     kept = [part for part in command[3:] if not ours.match(part)]
     temporary = f"/tmp/ray-head-{os.getpid()}"
@@ -95,7 +102,7 @@ def head(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *kept, "--block"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
-            *("--ray-client-server-port=" + str(free_port()), "--num-cpus=1"),
+            *(f"--ray-client-server-port={client}", "--num-cpus=1"),
         ],
         env={
             **os.environ,
@@ -113,7 +120,13 @@ def head(
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.5)
-        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", place / "visitor", experiment)
+        yield Head(
+            f"127.0.0.1:{gcs}",
+            f"ray://127.0.0.1:{client}",
+            f"http://127.0.0.1:{dashboard}",
+            place / "visitor",
+            experiment,
+        )
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -143,10 +156,13 @@ def test_who_has_no_token_is_refused_with_what_to_do(
 ) -> None:
     refused = head.run(token, **variables)
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert refused.stderr.removesuffix("\n") == (
-        f"--address {head.address}: the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's "
-        "into ~/.ray/auth_token"
-    )
+    assert refused.stderr.removesuffix("\n") == f"--address {head.address}: {TAKES_A_TOKEN}"
+
+
+def test_the_client_port_asks_for_the_token(head: Head) -> None:
+    refused = head.run(None, head.client)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert refused.stderr.removesuffix("\n") == f"--address {head.client}: {TAKES_A_TOKEN}"
 
 
 def test_who_has_the_token_is_let_in(head: Head) -> None:
