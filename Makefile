@@ -24,10 +24,12 @@ test: $(READY)
 test-cluster: $(READY)
 	@$(RUN) -m pytest -m cluster -rs tests/cluster $(ARGS)
 
-# What could be lost is tried many times: some minutes, and a table in benchmarks/results/faults.md.
+# What could be lost is tried many times: some minutes, and a table in benchmarks/results/faults.md. Then input of
+# every kind, thirty times as much of it as in make test.
 soak: $(READY)
 	@FAULTS_TABLE=benchmarks/results/faults.md $(RUN) -m pytest -m "soak or not cluster" \
 		tests/e2e/test_faults.py tests/e2e/test_resume.py $(ARGS)
+	@$(RUN) -m pytest --hypothesis-profile=soak -k fuzzed $(ARGS)
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

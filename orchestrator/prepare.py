@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,15 +63,27 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
 
 
 def check_run_directory(experiment: Experiment, where: str = "experiment") -> None:
-    """Refuse a run directory that exists.
+    """Refuse a run directory that exists, or cannot be made.
 
     Raises:
-        ExperimentError: if it does.
+        ExperimentError: saying which.
     """
-    if experiment.run_directory.exists():
+    directory = experiment.run_directory
+    try:
+        directory.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
         raise ExperimentError(
-            [f"{where}: name: {experiment.run_directory} exists already; choose another --name or remove it"]
+            [f"{where}: storage: {error}; expected a directory of run directories"]
+        ) from None
+    else:
+        raise ExperimentError(
+            [f"{where}: name: {directory} exists already; choose another --name or remove it"]
         )
+    parent = next(one for one in directory.parents if one.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ExperimentError([f"{where}: storage: {parent} cannot be written to; expected one that can"])
 
 
 def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -17,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+hypothesis.settings.register_profile("soak", max_examples=3000, print_blob=True)
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from results.errors import ResultSetError
 from results.loading import load
 from results.report.page import write_report
-from results.schema import ResultSetError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
