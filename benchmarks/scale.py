@@ -107,7 +107,7 @@ def measure(trials: int, slots: int, profile: Path | None) -> Measured:
         # A person at a terminal sees the table, which costs more than plain lines.
         with Display(Console(file=terminal, force_terminal=True), experiment) as display:
             meter = Meter(display)
-            recorder = Recorder(experiment, provenance, directory, [meter])
+            recorder = Recorder(experiment, provenance, directory, [meter], print)
             profiler = cProfile.Profile()
             if profile:
                 profiler.enable()

@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from orchestrator.budget import Purse
+from orchestrator.experiment import Assignment
 from orchestrator.reports import ASSIGNMENT, EVALUATION, OBJECTIVE
 
 
@@ -46,15 +47,18 @@ class MethodBrackets(FIFOScheduler):
         self._brackets = dict(brackets)
         self._purse = purse
         self._turns: dict[str, int] = {}  # of trials, by Tune's id, in the order suggested
+        self._stopped: set[str] = set()  # by Tune's id
 
     def _bracket(self, trial: Trial) -> TrialScheduler:
         return self._brackets[trial.config[ASSIGNMENT]["method"]]
 
     def replay(self, method: str, trial_id: str, objectives: Sequence[float]) -> None:
-        """Tell a method's bracket the curve of a trial of an interrupted run: objectives by evaluation."""
+        """Tell a method's bracket the curve of a trial of an interrupted run: objectives by evaluation.
+
+        The trial may go on: a bracket knows it by the same name.
+        """
         bracket = self._brackets[method]
-        # Brackets look at a trial's id only.
-        trial, controller = cast(Trial, SimpleNamespace(trial_id=trial_id)), cast(TuneController, None)
+        trial, controller = _named(trial_id), cast(TuneController, None)
         bracket.on_trial_add(controller, trial)
         for evaluation, objective in enumerate(objectives, start=1):
             bracket.on_trial_result(controller, trial, {EVALUATION: evaluation, OBJECTIVE: objective})
@@ -65,7 +69,7 @@ class MethodBrackets(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         self._turns[trial.trial_id] = len(self._turns)
-        self._bracket(trial).on_trial_add(tune_controller, trial)
+        self._bracket(trial).on_trial_add(tune_controller, _known(trial))
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         # FIFOScheduler would look at every trial there ever was, at each step of Tune's.
@@ -74,27 +78,40 @@ class MethodBrackets(FIFOScheduler):
         return min(waiting, key=lambda trial: self._turns[trial.trial_id], default=None)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._bracket(trial).on_trial_error(tune_controller, trial)
+        self._bracket(trial).on_trial_error(tune_controller, _known(trial))
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        decision: str = self._bracket(trial).on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.STOP if self._has_spent_all(trial, result) else decision
+        decision: str = self._bracket(trial).on_trial_result(tune_controller, _known(trial), result)
+        # A trial whose worker dies before it is stopped makes its evaluation again, which the rung has seen.
+        if decision == TrialScheduler.STOP:
+            self._stopped.add(trial.trial_id)
+        is_over = trial.trial_id in self._stopped or self._has_spent_all(trial, result)
+        return TrialScheduler.STOP if is_over else decision
 
     def _has_spent_all(self, trial: Trial, result: dict[str, Any]) -> bool:
         if self._purse is None:
             return False
         method = trial.config[ASSIGNMENT]["method"]
-        self._purse.note(method, trial.trial_id, result)
+        self._purse.note(method, _known(trial).trial_id, result)
         return self._purse.is_empty(method)
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
         self._has_spent_all(trial, result)
-        self._bracket(trial).on_trial_complete(tune_controller, trial, result)
+        self._bracket(trial).on_trial_complete(tune_controller, _known(trial), result)
 
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._bracket(trial).on_trial_remove(tune_controller, trial)
+        self._bracket(trial).on_trial_remove(tune_controller, _known(trial))
 
     def debug_string(self) -> str:
         return "\n".join(f"{name}: {bracket.debug_string()}" for name, bracket in self._brackets.items())
+
+
+def _known(trial: Trial) -> Trial:
+    """Return what a bracket is told of one of Tune's trials: it looks at a trial's id only."""
+    return _named(Assignment(**trial.config[ASSIGNMENT]).trial_id)
+
+
+def _named(trial_id: str) -> Trial:
+    return cast(Trial, SimpleNamespace(trial_id=trial_id))

@@ -86,6 +86,7 @@ def _command_line(options: argparse.Namespace) -> tuple[list[str], dict[str, str
         for name in ("methods", "name", "resume")
         if getattr(options, name)
     ]
+    arguments += ["--trust-owner"] if options.trust_owner else []
     arguments += ["--dry-run"] if options.dry_run else []
     if options.experiment is None:
         return arguments, {}

@@ -38,9 +38,14 @@ def confirm_trials(trials: list[TrialHistory], methods: list[str], seeds: int) -
 def confirm(
     inputs: Inputs, recorder: Recorder, concurrent: int | None, loggers: Sequence[tune.Callback] = ()
 ) -> bool:
-    """Run the confirm phase; what the recorder has is not run again. Say whether it came to its end."""
+    """Run the confirm phase; what the recorder has is not run again. Say whether it came to its end.
+
+    Trials that confirm what is not the best any more, as it may be after the search has grown, are forgotten.
+    """
     experiment = inputs.experiment
     planned = confirm_trials(recorder.of_phase("search"), list(experiment.methods), experiment.confirm.seeds)
+    begun = [*recorder.of_phase("confirm"), *recorder.unfinished("confirm")]
+    recorder.forget([trial for trial in begun if trial.assignment not in planned])
     done = {trial.spec.trial_id for trial in recorder.of_phase("confirm")}
     missing = [asdict(trial) for trial in planned if trial.trial_id not in done]
     if missing:

@@ -88,6 +88,11 @@ class ResourceSettings(Settings):
     max_failures: int = Field(
         2, ge=0, description="times a trial goes on from its last evaluation after its worker or node died"
     )
+    trial_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="seconds without a report after which a worker hangs, and is killed; null: never",
+    )
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:

@@ -67,7 +67,35 @@ def load_experiment(
         ExperimentError: with all problems found.
     """
     where = str(file) if file else "built-in experiment"
-    values = _read(file) if file else _copy(DEMO)
+    return _make(_read(file) if file else _copy(DEMO), overrides, methods, name, where)
+
+
+def load_continued(
+    recorded: Experiment, file: Path | None, overrides: Sequence[str], methods: Sequence[str] | None
+) -> Experiment:
+    """Read what a run shall be that is continued: what it was, or a file's experiment, with overrides.
+
+    Arguments:
+        recorded: what it was.
+        file: YAML file; None is what it was.
+        overrides: ``dotted.key=value`` with a YAML value, in order.
+        methods: keep these of the experiment's methods only.
+
+    Raises:
+        ExperimentError: with all problems found.
+    """
+    values = _read(file) if file else recorded.model_dump(mode="json")
+    wanted = _make(values, overrides, methods, recorded.name, str(file or recorded.run_directory))
+    return wanted.model_copy(update={"storage": recorded.storage})
+
+
+def _make(
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    methods: Sequence[str] | None,
+    name: str | None,
+    where: str,
+) -> Experiment:
     for override in overrides:
         _apply(values, override)
     if name is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.recorder import assignment_of
 from orchestrator.reports import POINT, STATUS
-from orchestrator.rows import CURVE_COLUMNS
+from orchestrator.rows import CURVE_COLUMNS, TrialHistory
 from trainables.trial import Evaluation
 
 PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
@@ -70,16 +70,23 @@ def _knock(address: str) -> None:
         socket.create_connection((url.hostname, port), timeout=10).close()
 
 
-def make_loggers(experiment: Experiment, directory: Path, report: Callable[[str], None]) -> list[Callback]:
+def make_loggers(
+    experiment: Experiment,
+    directory: Path,
+    report: Callable[[str], None],
+    going_on: Sequence[TrialHistory] = (),
+) -> list[Callback]:
     """Make the callbacks that the experiment's ``logging`` asks for.
 
     Arguments:
         experiment: what runs.
         directory: of the run.
         report: is told when a logger fails.
+        going_on: trials that an earlier process had begun, and logged so far.
     """
+    logged = {trial.spec.trial_id for trial in going_on if trial.curve}
     return [
-        Relay(name, _make_logger(name, experiment), experiment, directory / name, report)
+        Relay(name, _make_logger(name, experiment), experiment, directory / name, report, logged)
         for name in experiment.logging.wanted
     ]
 
@@ -136,6 +143,7 @@ class Relay(Callback):
         experiment: what runs.
         directory: has what the logger writes, below it a directory per trial.
         report: is told of the first error.
+        logged: trials that were logged up to where they go on.
     """
 
     def __init__(
@@ -145,8 +153,10 @@ class Relay(Callback):
         experiment: Experiment,
         directory: Path,
         report: Callable[[str], None],
+        logged: Collection[str] = (),
     ) -> None:
         self._name = name
+        self._logged = logged
         self._logger = logger
         self._experiment = experiment
         self._directory = directory
@@ -176,7 +186,8 @@ class Relay(Callback):
         )
         self._running[trial.trial_id] = shown
         # What a trial wrote that was interrupted and runs again is not its curve.
-        self._tell(shutil.rmtree, shown.directory, True)
+        if spec.trial_id not in self._logged:
+            self._tell(shutil.rmtree, shown.directory, True)
         self._tell(self._logger.log_trial_start, shown)
 
     def on_trial_result(

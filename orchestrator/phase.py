@@ -11,7 +11,6 @@ from ray import tune
 
 from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
-from orchestrator.states import StateKeeper
 from orchestrator.worker import Inputs
 
 TUNE_ENVIRONMENT = {
@@ -62,8 +61,8 @@ def run_phase(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(inputs.directory / "ray"),
-            callbacks=[recorder, *loggers, StateKeeper(resources.max_failures)],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_at_end=False),
+            callbacks=[recorder, *loggers],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # workers save states
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             verbose=0,
         ),

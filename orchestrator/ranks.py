@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 from functools import partial
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -21,9 +19,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from orchestrator.board import Board
 from orchestrator.experiment import Assignment, ResourceSettings
 from orchestrator.placement import TrialTrainer
-from orchestrator.worker import Inputs, ProcessDiedError, TrialProcess, TrialWorker
+from orchestrator.worker import Inputs, ProcessDiedError, Start, TrialProcess, TrialWorker
 from trainables.parallel import Group
-from trainables.state import Progress
 from trainables.trial import Evaluation
 
 GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -65,24 +62,14 @@ class Ranks:
         self._inputs = inputs
         self._board: Any = None
         self._fit: Thread | None = None
-        self._trial_id = ""
 
-    def begin(self, assignment: Assignment, state: Path | None = None) -> Progress:
+    def begin(self, assignment: Assignment) -> Start:
         if self._board is None:
             self._launch()
-        self._trial_id = assignment.trial_id
-        return self._order("begin", assignment, state)
+        return self._order("begin", assignment)
 
     def advance(self) -> Evaluation:
         return self._order("advance")
-
-    def save(self, directory: Path) -> None:
-        # Rank 0 may be on another machine, which has the run directory, but not this one's temporary files.
-        shared = self._inputs.directory / "ray" / "states" / self._trial_id
-        self._order("save", shared)
-        for file in shared.iterdir():
-            shutil.move(file, directory / file.name)
-        shared.rmdir()
 
     def close(self) -> None:
         if self._board is not None:

@@ -5,30 +5,38 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Final, Protocol, get_args
 
 from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestrator.experiment import Assignment, Experiment, Phase
-from orchestrator.reports import ASSIGNMENT, ERROR, POINT, STATUS
-from orchestrator.rows import Provenance, TrialHistory, trial_record
-from results.store import Snapshots, write_record
+from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, POINT, STATUS
+from orchestrator.rows import Earlier, Provenance, TrialHistory, trial_record
+from orchestrator.states import remove_states
+from results.store import Snapshots, remove_record, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
 SNAPSHOT_SHARE = 0.05
 """Snapshots are rarer where they would take more than this share of the time."""
-KEEPS_CHECKPOINT = ("completed", "stopped", "interrupted")
-"""Statuses whose best checkpoint is worth keeping."""
+WRITE_AGAIN_SECONDS = 1.0
+"""Between two tries to write to a disk that is full, or storage that does not answer."""
+KEEPS_CHECKPOINT = ("completed", "stopped")
+"""Statuses whose best checkpoint is worth keeping; a trial that may go on keeps its own."""
 
 
 def assignment_of(trial: Trial) -> Assignment:
     """Say which trial of the experiment a Tune trial is."""
     return Assignment(**trial.config[ASSIGNMENT])
+
+
+NOTHING: Final = Earlier()
+"""What is known of the trials of a run that begins."""
 
 
 class Watcher(Protocol):
@@ -45,7 +53,8 @@ class Recorder(tune.Callback):
         provenance: what every row has in common.
         directory: the run directory.
         watchers: are told of every change.
-        finished: trials of the run that an earlier process finished.
+        report: is told what a person should know at once.
+        earlier: trials of the run that an earlier process started.
     """
 
     def __init__(
@@ -54,16 +63,19 @@ class Recorder(tune.Callback):
         provenance: Provenance,
         directory: Path,
         watchers: Sequence[Watcher],
-        finished: Iterable[TrialHistory] = (),
+        report: Callable[[str], None],
+        earlier: Earlier = NOTHING,
     ) -> None:
         self._experiment = experiment
         self._provenance = provenance
         self._directory = directory
         self._watchers = watchers
+        self._report = report
         self._snapshots = Snapshots(directory)
         self._next_snapshot = 0.0
         self._kept_at: dict[str, float] = {}  # when a running trial last had nothing to lose
-        self.trials = {history.spec.trial_id: history for history in finished}
+        self._unfinished = {history.spec.trial_id: history for history in earlier.unfinished}
+        self.trials = {history.spec.trial_id: history for history in earlier.finished}
         # Ended trials whose checkpoints are there, by method and phase: winners, and those not yet compared.
         self._keepers: dict[tuple[str, Phase], set[str]] = defaultdict(set)
         for history in self.trials.values():
@@ -77,11 +89,10 @@ class Recorder(tune.Callback):
         assignment = assignment_of(trial)
         self._kept_at[assignment.trial_id] = time.monotonic()
         if assignment.trial_id not in self.trials:  # else another worker goes on with it
-            spec = self._experiment.trial_spec(assignment)
-            self._update(TrialHistory(assignment, spec, started_at=datetime.now(UTC)))
-
-    def on_trial_save(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._kept_at[assignment_of(trial).trial_id] = time.monotonic()
+            started = TrialHistory(
+                assignment, self._experiment.trial_spec(assignment), started_at=datetime.now(UTC)
+            )
+            self._update(self._unfinished.pop(assignment.trial_id, started))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         trial_id = assignment_of(trial).trial_id
@@ -91,6 +102,12 @@ class Recorder(tune.Callback):
         lost = time.monotonic() - self._kept_at[trial_id]
         retried = replace(history, retries=history.retries + 1, lost_seconds=history.lost_seconds + lost)
         self._update(retried)
+        point = len(history.curve)
+        self._report(
+            f"{trial_id}: {_error_of(trial).splitlines()[0]}; it goes on from"
+            f" {f'evaluation {point}' if point else 'its beginning'} in another process, try"
+            f" {retried.retries + 1} of {self._experiment.resources.max_failures + 1}"
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -98,6 +115,10 @@ class Recorder(tune.Callback):
         if POINT not in result:
             return
         history, point = self.trials[assignment_of(trial).trial_id], result[POINT]
+        self._kept_at[history.spec.trial_id] = time.monotonic()  # saved as soon as it is asked to go on
+        if DAMAGE in result:
+            start = f"evaluation {point.evaluation - 1}" if point.evaluation > 1 else "its beginning"
+            self._report(f"{history.spec.trial_id}: {result[DAMAGE]}; it went on from {start}")
         # A trial that goes on from its last state may make an evaluation again.
         before = [known for known in history.curve if known.evaluation < point.evaluation]
         self._update(replace(history, curve=(*before, point), node=str(result.get("hostname"))))
@@ -110,13 +131,27 @@ class Recorder(tune.Callback):
             self._end(trial, "completed" if self._is_whole(trial) else "stopped", None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_pickled_error()  # the last; the text has those of all tries
-        text = f"{type(error).__name__}: {error}" if error else trial.get_error()
-        self._end(trial, "failed", str(text or "the worker process died"))
+        error = _error_of(trial)
+        self._end(trial, _death(error), error)
 
     def of_phase(self, phase: Phase) -> list[TrialHistory]:
         """Return the trials of a phase, so far as they are known."""
         return [trial for trial in self.trials.values() if trial.assignment.phase == phase]
+
+    def unfinished(self, phase: Phase) -> list[TrialHistory]:
+        """Return the trials of a phase that an earlier process had begun, and that have not gone on yet."""
+        return [trial for trial in self._unfinished.values() if trial.assignment.phase == phase]
+
+    def forget(self, trials: Iterable[TrialHistory]) -> None:
+        """Remove trials, and all they left."""
+        for trial in trials:
+            key = trial.spec.trial_id
+            remove_states(self._directory, key)
+            shutil.rmtree(self._directory / "checkpoints" / key, ignore_errors=True)
+            remove_record(self._directory, key)
+            self.trials.pop(key, None)
+            self._unfinished.pop(key, None)
+            self._keepers[trial.spec.method, trial.assignment.phase].discard(key)
 
     def close(self) -> None:
         """End trials that were still running as interrupted and write the last snapshot."""
@@ -124,12 +159,11 @@ class Recorder(tune.Callback):
             if history.status == "running":
                 self.trials[key] = replace(history, status="interrupted", ended_at=datetime.now(UTC))
                 self._journal(self.trials[key])
-                self._keep(self.trials[key])
                 self._tell(self.trials[key])
         for method in self._experiment.methods:
             for phase in get_args(Phase):
                 self._drop_losers(method, phase)
-        self._snapshots.write()
+        self._persist(self._snapshots.write)
 
     def _is_whole(self, trial: Trial) -> bool:
         curve = self.trials[assignment_of(trial).trial_id].curve
@@ -142,6 +176,7 @@ class Recorder(tune.Callback):
             self.on_trial_start(0, [], trial)
         history = self.trials[trial_id]
         self._update(replace(history, status=status, error=error, ended_at=datetime.now(UTC)))
+        remove_states(self._directory, trial_id)
         self._keep(self.trials[trial_id])
         self._drop_losers(history.spec.method, history.assignment.phase)
 
@@ -150,7 +185,7 @@ class Recorder(tune.Callback):
         self._journal(history)
         started = time.monotonic()
         if started >= self._next_snapshot:
-            self._snapshots.write()
+            self._persist(self._snapshots.write)
             ended = time.monotonic()
             self._next_snapshot = ended + max(SNAPSHOT_EVERY_SECONDS, (ended - started) / SNAPSHOT_SHARE)
         self._tell(history)
@@ -160,8 +195,26 @@ class Recorder(tune.Callback):
             watcher.changed(history)
 
     def _journal(self, history: TrialHistory) -> None:
-        write_record(self._directory, trial_record(self._experiment, self._provenance, history))
+        record = trial_record(self._experiment, self._provenance, history)
+        self._persist(partial(write_record, self._directory, record))
         self._snapshots.changed(history.spec.trial_id)
+
+    def _persist(self, write: Callable[[], None]) -> None:
+        """Write, as often as it takes: trials wait meanwhile, so that none ends without a record."""
+        is_failing = False
+        while True:
+            try:
+                write()
+            except OSError as error:
+                if not is_failing:
+                    said = f"cannot be written: {error.strerror or error}; the run waits until it can"
+                    self._report(f"{self._directory} {said}")
+                is_failing = True
+                time.sleep(WRITE_AGAIN_SECONDS)
+            else:
+                break
+        if is_failing:
+            self._report(f"{self._directory} can be written again; the run goes on")
 
     def _keep(self, history: TrialHistory) -> None:
         if history.keeps_checkpoint:
@@ -181,3 +234,17 @@ class Recorder(tune.Callback):
         worthy = [trial for trial in ended if trial.status in KEEPS_CHECKPOINT and trial.best is not None]
         winners = sorted(worthy, key=lambda trial: trial.rank)[: self._experiment.search.keep_checkpoints]
         return {trial.spec.trial_id for trial in winners}
+
+
+def _error_of(trial: Trial) -> str:
+    """Return why a trial's worker failed the last time."""
+    file = trial.error_file
+    # It has all failures of the trial, each below a line that counts it.
+    text = Path(file).read_text().rpartition("Failure # ")[2].partition("\n")[2].strip() if file else ""
+    # What code of ours raised comes with the worker's traceback, and ends with the error.
+    return text.splitlines()[-1] if "ray::" in text.partition("\n")[0] else text or "the worker process died"
+
+
+def _death(error: str) -> str:
+    """Return the status of a trial whose worker is gone: out_of_memory where Ray has ended it for that."""
+    return "out_of_memory" if "running low on memory" in error else "failed"

@@ -13,6 +13,9 @@ POINT: Final = "point"
 EVALUATION: Final = "evaluation"
 """In a report: the evaluation's number, which ASHA's rungs are measured in."""
 
+DAMAGE: Final = "damage"
+"""In a trial's first report: what is wrong with the state that it should have gone on from."""
+
 OBJECTIVE: Final = "objective"
 """In a report: best validation accuracy so far, which studies maximize and ASHA compares."""
 

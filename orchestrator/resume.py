@@ -1,20 +1,54 @@
-"""Continue a run from its journal: what was finished is kept, the rest runs."""
+"""Continue a run from its journal: what has ended is kept, what had begun goes on, the rest runs."""
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from orchestrator.rows import TrialHistory, trial_history
+from orchestrator.rows import Earlier, TrialHistory, trial_history
+from orchestrator.states import saved_evaluation
 from results.store import read_journal
 
-ENDED = ("completed", "stopped", "diverged", "out_of_memory", "failed")
-"""Statuses of trials that are not run again."""
+UNFINISHED: Final = ("running", "interrupted")
+"""Statuses of trials that go on; all others have ended, and are not run again."""
+
+MAY_GROW: Final = ("search.trials", "confirm.seeds", "budget.train_seconds", "budget.examples")
+"""Numbers that may be larger than they were when the run began."""
+
+MAY_CHANGE: Final = ("resources.", "logging.")
+"""What no trial's numbers depend on."""
+
+
+def check_owner(directory: Path) -> None:
+    """Refuse a run directory that somebody else could have prepared.
+
+    Raises:
+        ExperimentError: if it, its experiment or its journal is another user's.
+    """
+    files = (directory, directory / "experiment.json", directory / "journal")
+    owners = {file.stat().st_uid for file in files if file.exists()} - {os.geteuid()}
+    if owners:
+        raise ExperimentError(
+            [
+                f"{directory}: belongs to {', '.join(map(_user, sorted(owners)))}, and what it says would be"
+                f" run as {_user(os.geteuid())}; give --trust-owner if you trust them"
+            ]
+        )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def read_run(directory: Path) -> Experiment:
@@ -25,9 +59,11 @@ def read_run(directory: Path) -> Experiment:
     """
     file = directory / "experiment.json"
     try:
-        experiment = Experiment.model_validate_json(file.read_text())
-    except FileNotFoundError:
+        experiment = Experiment.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise ExperimentError([f"{directory}: no experiment.json; expected a run directory"]) from None
+    except OSError as error:
+        raise ExperimentError([f"{file}: could not be read: {error.strerror}"]) from None
     except ValidationError as error:
         raise ExperimentError([f"{file}: not an experiment of this version: {error}"]) from None
     where = directory.absolute()
@@ -38,11 +74,59 @@ def read_run(directory: Path) -> Experiment:
     return experiment.model_copy(update={"storage": str(where.parent)})
 
 
-def finished_trials(
-    directory: Path, experiment: Experiment, labels: Sequence[str]
-) -> tuple[list[TrialHistory], list[Mapping[str, Any]]]:
-    """Return the trials of a run that have ended, and their rows."""
-    records = [record for record in read_journal(directory) if record.trial["status"] in ENDED]
-    return [trial_history(experiment, record, labels) for record in records], [
-        record.trial for record in records
+def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:
+    """Refuse to continue a run as another experiment than it began as.
+
+    Arguments:
+        recorded: what the run is.
+        wanted: what it shall be: with more trials, seeds or methods, a larger budget, other resources.
+        where: what messages name as the place of the settings.
+
+    Raises:
+        ExperimentError: naming every other difference.
+    """
+    before, after = (_leaves(one.model_dump(mode="json", exclude={"storage"})) for one in (recorded, wanted))
+    added = tuple(f"methods.{method}." for method in wanted.methods if method not in recorded.methods)
+    problems = [
+        f"{where}: {key}: was {before.get(key)!r} when the run began, is {after.get(key)!r}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+        and not key.startswith((*MAY_CHANGE, *added))
+        and not (key in MAY_GROW and (before.get(key) or 0) < (after.get(key) or 0))
     ]
+    if problems:
+        raise ExperimentError(
+            [
+                *problems,
+                f"expected what the run began with, but that {', '.join(MAY_GROW)} may grow, methods may be"
+                " added, and resources and logging may change; for anything else give it a new --name",
+            ]
+        )
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return values by dotted keys; a list is a value."""
+    leaves = {}
+    for key, value in values.items():
+        below = _leaves(value, f"{above}{key}.") if isinstance(value, Mapping) else None
+        leaves.update(below if below else {f"{above}{key}": value})
+    return leaves
+
+
+def earlier_trials(
+    directory: Path, experiment: Experiment, labels: Sequence[str]
+) -> tuple[Earlier, list[Mapping[str, Any]]]:
+    """Return the trials that a run has begun, and their rows."""
+    records = read_journal(directory)
+    histories = [trial_history(experiment, record, labels) for record in records]
+    return Earlier(
+        finished=[one for one in histories if one.status not in UNFINISHED],
+        unfinished=[_as_saved(directory, one) for one in histories if one.status in UNFINISHED],
+    ), [record.trial for record in records]
+
+
+def _as_saved(directory: Path, trial: TrialHistory) -> TrialHistory:
+    """Return a trial as it was when its last state was saved; what it did afterwards it does again."""
+    saved = saved_evaluation(directory, trial.spec)
+    curve = [point for point in trial.curve if point.evaluation <= saved]
+    return replace(trial, status="running", curve=curve, error=None, ended_at=None, keeps_checkpoint=True)

@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from orchestrator.experiment import Assignment, Experiment
 from results.schema import METRICS
-from results.store import TrialRecord
+from results.store import Row, TrialRecord
 from trainables.checkpoints import Checkpoint
 from trainables.trial import Evaluation, TestOutcome, TrialSpec
 
@@ -92,6 +92,14 @@ class TrialHistory:
         return (-self.best.validation_accuracy, self.best.validation_loss, self.assignment.number)
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier process has left of the trials of a run."""
+
+    finished: Sequence[TrialHistory] = ()  # kept as they are
+    unfinished: Sequence[TrialHistory] = ()  # go on from the last evaluation of their curves
+
+
 def trial_record(experiment: Experiment, provenance: Provenance, trial: TrialHistory) -> TrialRecord:
     """Build the journal record of a trial."""
     identity = {
@@ -151,12 +159,12 @@ def trial_history(experiment: Experiment, record: TrialRecord, labels: Sequence[
         Evaluation(
             **{name: point[name] for name in CURVE_COLUMNS},
             **{name: row[name] for name in CONSTANT_COLUMNS},
-            is_best=point["evaluation"] == row["best_evaluation"],
+            is_best=is_best,
             is_last=row["status"] == "completed" and point["evaluation"] == row["evaluations"],
             checkpoint=_best_checkpoint(record) if point["evaluation"] == row["best_evaluation"] else None,
             test=_test(record, labels) if point["evaluation"] == row["evaluations"] else None,
         )
-        for point in record.metrics
+        for point, is_best in zip(record.metrics, _are_best(record.metrics), strict=True)
     ]
     started, ended = (row[name] and datetime.fromisoformat(row[name]) for name in ("started_at", "ended_at"))
     return TrialHistory(
@@ -172,6 +180,12 @@ def trial_history(experiment: Experiment, record: TrialRecord, labels: Sequence[
         retries=row.get("retries", 0),  # runs of earlier versions had none
         lost_seconds=row.get("lost_seconds", 0.0),
     )
+
+
+def _are_best(curve: Sequence[Row]) -> list[bool]:
+    """Say of each evaluation whether it was the best so far, as ``run_trial`` does."""
+    scores = [(point["validation_accuracy"], -point["validation_loss"]) for point in curve]
+    return [index == 0 or score > max(scores[:index]) for index, score in enumerate(scores)]
 
 
 def _test(record: TrialRecord, labels: Sequence[str]) -> TestOutcome | None:

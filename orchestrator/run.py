@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
     from orchestrator.prepare import Prepared
     from orchestrator.probing import Fitted
-    from orchestrator.rows import TrialHistory
+    from orchestrator.rows import Earlier
 
 EXAMPLES = """\
 examples:
@@ -33,7 +34,9 @@ examples:
       --set data.train=train.tsv --set data.validation=dev.tsv --set 'data.columns=[sentence, label]'
       the same experiment on files of your own
   python -m orchestrator.run --resume runs/sst2-gpt2
-      continue a run that was interrupted; trials that ended are kept
+      continue a run that was interrupted: trials that ended are kept, others go on
+  python -m orchestrator.run --resume runs/sst2-gpt2 --set search.trials=40
+      the same run, longer: trials, seeds, budgets and methods may grow
   python -m orchestrator.run --reproduce runs/sst2-gpt2 lora-003
       train one recorded trial again and say whether it came out the same
   python -m orchestrator.run experiments/sst2.yaml --address auto --set storage=/mnt/shared/runs
@@ -76,6 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this directory")
     parser.add_argument(
+        "--trust-owner", action="store_true", help="resume a run in the directory of another user"
+    )
+    parser.add_argument(
         "--reproduce",
         nargs=2,
         metavar=("RUN", "TRIAL"),
@@ -88,11 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    alone = [name for name in ("resume", "reproduce") if getattr(options, name)]
-    if alone and (options.experiment or options.overrides or options.methods or options.name or alone[1:]):
-        parser.error(f"--{alone[0]} takes everything from the run; expected no experiment and no settings")
+    if options.reproduce and (options.experiment or options.overrides or options.methods or options.resume):
+        parser.error("--reproduce takes everything from the run; expected no experiment and no settings")
     if options.reproduce and options.address:
         parser.error("--reproduce trains on this machine; expected no --address")
+    if options.name and (options.resume or options.reproduce):
+        parser.error("--name: the run has its name already; expected none")
     # Imported after parsing, so that --help and a mistyped option answer at once.
     from orchestrator.errors import ExperimentError
 
@@ -111,12 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from orchestrator.ownership import make_run_directory, only_driver, write_experiment
     from orchestrator.quiet import quiet
 
-    with tempfile.TemporaryFile() as chatter:
+    with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
+            if options.resume:
+                _hold(options, held)
             prepare = _prepare_again if options.resume else _prepare
-            experiment, prepared, finished, cluster = prepare(options, console)
+            experiment, prepared, earlier, cluster = prepare(options, console)
             fitted = None
             if experiment.resources.auto:
                 assert cluster is not None
@@ -128,21 +138,35 @@ def _run(options: argparse.Namespace) -> int:
                 console.print(render(experiment, prepared, plan(experiment, prepared), fitted))
                 return 0
         directory = experiment.run_directory
-        if not options.resume:
-            directory.mkdir(parents=True)
-            (directory / "experiment.json").write_text(experiment.model_dump_json(indent=2) + "\n")
+        if options.resume:
+            write_experiment(experiment, directory)
+        else:
+            make_run_directory(experiment, str(options.experiment or "built-in experiment"))
+            held.enter_context(only_driver(directory))
         with open(directory / "log.txt", "ab") as log:
             chatter.seek(0)
             shutil.copyfileobj(chatter, log)
             log.flush()
             with quiet(log) as console:
                 try:
-                    return _run_phases(experiment, prepared, finished, cluster, console)
+                    return _run_phases(experiment, prepared, earlier, cluster, console)
                 except KeyboardInterrupt:
                     command = f"python -m orchestrator.run --resume {shlex.quote(str(directory))}"
                     said = f"interrupted; what finished is kept. Continue with: {command}"
                     console.print(said, highlight=False, soft_wrap=True)
                     return 130
+
+
+def _hold(options: argparse.Namespace, held: ExitStack) -> None:
+    """Take hold of a run that is to be continued."""
+    from orchestrator.ownership import only_driver
+    from orchestrator.resume import check_owner, read_run
+
+    read_run(options.resume)
+    if not options.trust_owner:
+        check_owner(options.resume)
+    if not options.dry_run:
+        held.enter_context(only_driver(options.resume))
 
 
 def _fit(
@@ -174,40 +198,49 @@ def _run_on_head(options: argparse.Namespace) -> int:
 
 def _prepare(
     options: argparse.Namespace, console: Console
-) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
+) -> tuple[Experiment, Prepared, Earlier, Cluster | None]:
     """Check everything that can be checked before Ray starts on this machine, or the cluster is used."""
     from orchestrator.loading import load_experiment, with_free_name
     from orchestrator.prepare import check_run_directory, prepare
+    from orchestrator.rows import Earlier
 
-    methods = [name.strip() for name in options.methods.split(",")] if options.methods else None
     where = str(options.experiment or "built-in experiment")
-    experiment = load_experiment(options.experiment, options.overrides, methods, options.name)
+    experiment = load_experiment(options.experiment, options.overrides, _methods(options), options.name)
     if options.experiment is None and options.name is None:
         experiment = with_free_name(experiment)
     if not options.dry_run:
         check_run_directory(experiment, where)
     _check_loggers(experiment, where, reach=not options.dry_run)
     cluster = _join(options, experiment, where)
-    return experiment, prepare(experiment, console.print, where), [], cluster
+    return experiment, prepare(experiment, console.print, where), Earlier(), cluster
 
 
 def _prepare_again(
     options: argparse.Namespace, console: Console
-) -> tuple[Experiment, Prepared, list[TrialHistory], Cluster | None]:
-    """Read what an interrupted run was, and what it had finished."""
+) -> tuple[Experiment, Prepared, Earlier, Cluster | None]:
+    """Read what an interrupted run was, what it shall be now, and what it had begun."""
+    from orchestrator.loading import load_continued
     from orchestrator.prepare import check_fingerprints, prepare
-    from orchestrator.resume import finished_trials, read_run
+    from orchestrator.resume import check_growth, earlier_trials, read_run
 
     where = str(options.resume)
-    experiment = read_run(options.resume)
+    recorded = read_run(options.resume)
+    experiment = load_continued(recorded, options.experiment, options.overrides, _methods(options))
+    check_growth(recorded, experiment, str(options.experiment or where))
     _check_loggers(experiment, where, reach=True)
     cluster = _join(options, experiment, where)
     prepared = prepare(experiment, console.print, where)
-    finished, rows = finished_trials(options.resume, experiment, prepared.data.labels)
+    earlier, rows = earlier_trials(options.resume, experiment, prepared.data.labels)
     if rows:
         check_fingerprints(rows[0], prepared, where)
-    console.print(f"{where}: {len(finished)} trials are done", highlight=False)
-    return experiment, prepared, finished, cluster
+    done, going_on = len(earlier.finished), len(earlier.unfinished)
+    said = f"{where}: {done} trials are done" + (f", {going_on} go on" if going_on else "")
+    console.print(said, highlight=False)
+    return experiment, prepared, earlier, cluster
+
+
+def _methods(options: argparse.Namespace) -> list[str] | None:
+    return [name.strip() for name in options.methods.split(",")] if options.methods else None
 
 
 def _check_loggers(experiment: Experiment, where: str, reach: bool) -> None:
@@ -242,7 +275,7 @@ def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cl
 def _run_phases(
     experiment: Experiment,
     prepared: Prepared,
-    finished: Sequence[TrialHistory],
+    earlier: Earlier,
     cluster: Cluster | None,
     console: Console,
 ) -> int:
@@ -262,10 +295,14 @@ def _run_phases(
     from orchestrator.recorder import Recorder, Watcher
     from orchestrator.search import search
     from orchestrator.study_journal import StudyJournal
+    from orchestrator.watchdog import Watchdog
     from orchestrator.worker import share
     from results import load
     from results.report import write_report
     from results.show import render
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     directory = experiment.run_directory
     console.print(f"{experiment.name}: results and log.txt in {directory}", highlight=False, soft_wrap=True)
@@ -275,15 +312,17 @@ def _run_phases(
     concurrent = cluster.limit(experiment)
     started = time.time()
     try:
-        with Display(console, experiment, finished) as display, TrialMetrics(experiment, finished) as metrics:
+        done = earlier.finished
+        with Display(console, experiment, done) as display, TrialMetrics(experiment, done) as metrics:
             provenance = collect_provenance(experiment, prepared)
-            watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, finished)]
-            recorder = Recorder(experiment, provenance, directory, watchers, finished)
-            loggers = make_loggers(experiment, directory, console.print)
+            watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, done)]
+            recorder = Recorder(experiment, provenance, directory, watchers, say, earlier)
+            watchdog = Watchdog(experiment.resources.trial_timeout, say)
+            others = [watchdog, *make_loggers(experiment, directory, say, earlier.unfinished)]
             inputs = share(experiment, prepared, directory)
             try:
-                is_whole = search(inputs, recorder, concurrent, loggers) and confirm(
-                    inputs, recorder, concurrent, loggers
+                is_whole = search(inputs, recorder, concurrent, others) and confirm(
+                    inputs, recorder, concurrent, others
                 )
             finally:
                 recorder.close()

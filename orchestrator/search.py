@@ -57,8 +57,8 @@ def search(
 
     Arguments:
         inputs: what trials read.
-        recorder: journals what trials report. What it has already is not run again: studies, brackets
-            and purses are told.
+        recorder: journals what trials report. What has ended already is not run again, what had begun goes
+            on: studies, brackets and purses are told.
         concurrent: most trials at once; None is what the cluster has room for. Suggestions wait for a free
             slot, so that with one slot each study has seen all its earlier results, and the run is
             deterministic.
@@ -68,8 +68,12 @@ def search(
     finished = recorder.of_phase("search")
     purse = Purse(experiment.budget) if experiment.budget.unit else None
     studies, brackets = make_studies(experiment, purse), make_brackets(experiment, purse)
-    studies.replay((trial.assignment, trial.objective) for trial in finished)
-    for trial in finished:
+    unfinished = recorder.unfinished("search")
+    studies.replay(
+        ((trial.assignment, trial.objective) for trial in finished),
+        [trial.assignment for trial in unfinished],
+    )
+    for trial in [*finished, *unfinished]:
         brackets.replay(trial.spec.method, trial.spec.trial_id, trial.best_so_far)
         if purse:
             purse.replay(trial)

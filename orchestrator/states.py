@@ -1,40 +1,68 @@
-"""When trials save their state, for another worker to go on from, and when it is removed."""
+"""Where trials save their states: for another worker to go on from, or for another run of the command.
+
+A trial's lie in ``states/TRIAL/`` of the run directory, until it has ended. They are safetensors and JSON:
+reading them runs no code.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
 
-from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.result import DONE, SHOULD_CHECKPOINT
+from trainables.errors import DamagedStateError
+from trainables.state import TrialState
+from trainables.trial import TrialSpec
 
 
-class StateKeeper(tune.Callback):
-    """Have each trial that goes on save its state after every evaluation; remove it once the trial has ended.
+def read_state(run_directory: Path, spec: TrialSpec) -> tuple[TrialState, str | None]:
+    """Return the newest state of a trial that is whole, else a new one, and what was found damaged."""
+    damage = None
+    for directory in sorted(_of(run_directory, spec.trial_id).glob(f"*-{_identity(spec)}"), reverse=True):
+        try:
+            return TrialState.read(directory), damage
+        except DamagedStateError as error:
+            damage = str(error)
+    return TrialState(), damage
+
+
+def save_state(run_directory: Path, spec: TrialSpec, state: TrialState, writes: bool = True) -> None:
+    """Save a trial's state in place of the one before.
 
     Arguments:
-        max_failures: times a trial is started again; of one that never is, no state is needed.
+        run_directory: of the experiment.
+        spec: the trial's.
+        state: its state.
+        writes: whether this process is the one of the trial's ranks that writes; all must ask.
+
+    Raises:
+        OSError: if it could not be written; the one before is still there.
     """
-
-    def __init__(self, max_failures: int) -> None:
-        self._saves = max_failures > 0
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        # Tune reads this after its callbacks, by when the report says whether the trial is to be stopped.
-        result[SHOULD_CHECKPOINT] = self._saves and not result[DONE]
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        _remove_states(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        _remove_states(trial)
+    states = _of(run_directory, spec.trial_id)
+    directory = states / f"{state.progress.evaluation:06d}-{_identity(spec)}"
+    state.save(directory)
+    if writes:
+        for other in states.iterdir():
+            if other != directory:
+                shutil.rmtree(other, ignore_errors=True)
 
 
-def _remove_states(trial: Trial) -> None:
-    # One whose worker died while it was written is not known to Tune.
-    for directory in Path(str(trial.path)).glob("checkpoint_*"):
-        shutil.rmtree(directory, ignore_errors=True)
+def saved_evaluation(run_directory: Path, spec: TrialSpec) -> int:
+    """Return the evaluation after which a trial's newest state was saved; 0 where there is none."""
+    names = [path.name for path in _of(run_directory, spec.trial_id).glob(f"*-{_identity(spec)}")]
+    return max((int(name.partition("-")[0]) for name in names), default=0)
+
+
+def remove_states(run_directory: Path, trial_id: str) -> None:
+    """Remove what a trial saved that has ended."""
+    shutil.rmtree(_of(run_directory, trial_id), ignore_errors=True)
+
+
+def _of(run_directory: Path, trial_id: str) -> Path:
+    return run_directory / "states" / trial_id
+
+
+def _identity(spec: TrialSpec) -> str:
+    """Hash what decides a trial's numbers: a state of other hyperparameters is not this trial's."""
+    parts = (spec.kind, spec.seed, spec.settings, spec.training)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

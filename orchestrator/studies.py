@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -79,6 +80,8 @@ class MethodStudies(Searcher):
         self._next = dict.fromkeys(studies, 0)  # no number below it is to be given any more
         self._failures = dict.fromkeys(studies, 0)
         self._running: dict[str, Assignment] = {}
+        self._unfinished: deque[Assignment] = deque()  # trials of an interrupted run that go on
+        self._foreign: set[str] = set()  # those of them whose points no study has suggested
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -88,9 +91,11 @@ class MethodStudies(Searcher):
     @property
     def is_done(self) -> bool:
         """Whether every trial has been suggested and has ended."""
-        return self._next_turn() is None and not self._running
+        return self._next_turn() is None and not self._running and not self._unfinished
 
-    def replay(self, finished: Iterable[tuple[Assignment, float | None]]) -> None:
+    def replay(
+        self, finished: Iterable[tuple[Assignment, float | None]], unfinished: Iterable[Assignment] = ()
+    ) -> None:
         """Tell the studies what an interrupted run had found.
 
         Every study suggests again what it had suggested, in the same order, and its random state moves
@@ -99,33 +104,53 @@ class MethodStudies(Searcher):
 
         Arguments:
             finished: trials and their objectives; None is a trial that failed.
+            unfinished: trials that are suggested next, as they were, to go on.
         """
         told = {assignment.trial_id: (assignment, objective) for assignment, objective in finished}
-        last = max((assignment.number for assignment, _ in told.values()), default=-1)
-        for number, method in [(number, method) for number in range(last + 1) for method in self._studies]:
+        going_on = {assignment.trial_id: assignment for assignment in unfinished}
+        known = [*(assignment for assignment, _ in told.values()), *going_on.values()]
+        last = dict.fromkeys(self._studies, -1)
+        for assignment in known:
+            last[assignment.method] = max(last[assignment.method], assignment.number)
+        turns = [(number, method) for number in range(max(last.values()) + 1) for method in self._studies]
+        for number, method in turns:
+            if number > last[method]:
+                continue  # suggested anew when its turn comes, with all that the study knows by then
             again = self._assign(method, number)
-            if again.trial_id not in told:
-                continue
-            self._given[method].add(number)
-            recorded, objective = told[again.trial_id]
-            study = self._studies[method]
-            self._failures[method] += objective is None
-            if recorded.hyperparameters == again.hyperparameters:
-                result = None if objective is None else {OBJECTIVE: objective}
-                study.on_trial_complete(again.trial_id, result, error=objective is None)
-            else:
-                study.on_trial_complete(again.trial_id, None, error=True)
-                study.add_evaluated_point(
-                    dict(recorded.hyperparameters), objective or 0.0, error=objective is None
-                )
+            if again.trial_id in told:
+                self._given[method].add(number)
+                self._replay_finished(again, *told[again.trial_id])
+            elif again.trial_id in going_on:
+                self._given[method].add(number)
+                self._replay_unfinished(again, going_on[again.trial_id])
+
+    def _replay_finished(self, again: Assignment, recorded: Assignment, objective: float | None) -> None:
+        study = self._studies[again.method]
+        self._failures[again.method] += objective is None
+        if recorded.hyperparameters == again.hyperparameters:
+            result = None if objective is None else {OBJECTIVE: objective}
+            study.on_trial_complete(again.trial_id, result, error=objective is None)
+        else:
+            study.on_trial_complete(again.trial_id, None, error=True)
+            study.add_evaluated_point(
+                dict(recorded.hyperparameters), objective or 0.0, error=objective is None
+            )
+
+    def _replay_unfinished(self, again: Assignment, recorded: Assignment) -> None:
+        self._unfinished.append(recorded)
+        if recorded.hyperparameters != again.hyperparameters:
+            self._studies[again.method].on_trial_complete(again.trial_id, None, error=True)
+            self._foreign.add(again.trial_id)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is text
-        turn = self._next_turn()
-        if turn is None:
+        if self._unfinished:
+            self._running[trial_id] = self._unfinished.popleft()
+        elif turn := self._next_turn():
+            number, method = turn
+            self._given[method].add(number)
+            self._running[trial_id] = self._assign(method, number)
+        else:
             return Searcher.FINISHED
-        number, method = turn
-        self._given[method].add(number)
-        self._running[trial_id] = self._assign(method, number)
         return {ASSIGNMENT: asdict(self._running[trial_id])}
 
     def _next_turn(self) -> tuple[int, str] | None:
@@ -151,7 +176,7 @@ class MethodStudies(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running[trial_id]
-        if OBJECTIVE in result:
+        if OBJECTIVE in result and trial.trial_id not in self._foreign:
             self._studies[trial.method].on_trial_result(trial.trial_id, result)
 
     def on_trial_complete(
@@ -160,7 +185,12 @@ class MethodStudies(Searcher):
         trial = self._running.pop(trial_id)
         failed = error or result is None or OBJECTIVE not in result
         self._failures[trial.method] += failed
-        self._studies[trial.method].on_trial_complete(trial.trial_id, None if failed else result, failed)
+        study = self._studies[trial.method]
+        if trial.trial_id in self._foreign:
+            objective = 0.0 if failed or result is None else result[OBJECTIVE]
+            study.add_evaluated_point(dict(trial.hyperparameters), objective, error=failed)
+        else:
+            study.on_trial_complete(trial.trial_id, None if failed else result, failed)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the journal is the only state a run needs."""

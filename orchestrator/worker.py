@@ -15,15 +15,16 @@ from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator.cluster import check_directory
-from orchestrator.experiment import Assignment, Experiment
+from orchestrator.experiment import Assignment, Experiment, Phase
 from orchestrator.prepare import Prepared
-from orchestrator.reports import ASSIGNMENT, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from orchestrator.states import read_state, save_state
 from results.show import describe_hyperparameters
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.parallel import ALONE, Group
 from trainables.state import Progress, TrialState
-from trainables.trial import Evaluation, failure_status, run_trial
+from trainables.trial import Evaluation, TrialSpec, failure_status, run_trial
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,22 @@ class ProcessDiedError(RuntimeError):
     """A process of a trial is gone; another one may go on from the trial's last state."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a trial begins."""
+
+    progress: Progress  # of the state it goes on from
+    damage: str | None  # what is wrong with a state that it cannot go on from
+
+
 class Driven(Protocol):
     """A trial's process, or several that are driven as one."""
 
-    def begin(self, assignment: Assignment, state: Path | None = None) -> Progress:
-        """Begin a trial, or go on with it from the state in a directory."""
+    def begin(self, assignment: Assignment) -> Start:
+        """Begin a trial, or go on with it from its last state."""
 
     def advance(self) -> Evaluation:
-        """Train until the next evaluation."""
-
-    def save(self, directory: Path) -> None:
-        """Save the trial's state."""
+        """Save the trial's state, once it has one, and train until the next evaluation."""
 
     def close(self) -> None:
         """Let go of the trial."""
@@ -71,6 +77,9 @@ class Driven(Protocol):
 
 class TrialProcess:
     """What drives a trial does in the process, or in each of the processes, that train it.
+
+    Its state is saved when it is asked to go on, by when the evaluation before is journaled: a journal is
+    never behind a state, and a trial that is stopped saves none.
 
     Arguments:
         inputs: what it reads.
@@ -82,39 +91,39 @@ class TrialProcess:
         self._group = group
         self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
 
-    def begin(self, assignment: Assignment, state: Path | None = None) -> Progress:
-        """Begin a trial, or go on with it from the state in a directory."""
-        self._state = TrialState.read(state) if state else TrialState()
-        self._curve: Iterator[Evaluation] = self._run(assignment, self._state)
-        return self._state.progress
-
-    def _run(self, assignment: Assignment, state: TrialState) -> Iterator[Evaluation]:
+    def begin(self, assignment: Assignment) -> Start:
+        """Begin a trial, or go on with it from its last state."""
         spec = self._inputs.experiment.trial_spec(assignment)
-        check_directory(self._inputs.directory)
+        state, damage = read_state(self._inputs.directory, spec)
+        start = Start(state.progress, damage)
+        self._curve = self._run(spec, state, assignment.phase)
+        return start
+
+    def _run(self, spec: TrialSpec, state: TrialState, phase: Phase) -> Iterator[Evaluation]:
+        directory = self._inputs.directory
+        check_directory(directory)
         # The search never sees the test split.
-        test = ray.get(self._inputs.test) if assignment.phase == "confirm" else None
-        checkpoint = self._inputs.directory / "checkpoints" / spec.trial_id
-        yield from run_trial(spec, self._data, self._base, checkpoint, test, state, self._group)
+        test = ray.get(self._inputs.test) if phase == "confirm" else None
+        checkpoint = directory / "checkpoints" / spec.trial_id
+        for point in run_trial(spec, self._data, self._base, checkpoint, test, state, self._group):
+            yield point
+            save_state(directory, spec, state, writes=self._group.rank == 0)
 
     def advance(self) -> Evaluation:
-        """Train until the next evaluation."""
+        """Save the trial's state, once it has one, and train until the next evaluation."""
         return next(self._curve)
-
-    def save(self, directory: Path) -> None:
-        """Save the trial's state."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self._state.save(directory)
 
     def close(self) -> None:
         """Let go of the trial, and of its memory."""
-        self._curve, self._state = iter(()), TrialState()
+        self._curve = iter(())
 
 
 class TrialWorker(tune.Trainable):
     """Drive one trial after another in one process, one evaluation per step.
 
     A trial that raises ends with a result that carries its status and error, and the process stays
-    warm for the next one. Where a process dies, Tune has another one go on from the trial's last state.
+    warm for the next one. Where a process dies or cannot write, Tune starts another one, which goes on from
+    the trial's last state.
 
     While it trains, its process is called ``ray::lora-003 rank 8, lr 0.0005``: the dashboard's list of a
     node's workers, ``ps`` and ``top`` show that. Its lines in the log begin with the trial's id. Ray takes
@@ -141,34 +150,31 @@ class TrialWorker(tune.Trainable):
     def __repr__(self) -> str:
         return self._name
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self._process.save(Path(checkpoint_dir))
-
-    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]  # a directory, as saved
-        self._start(self.config, Path(checkpoint))
-
-    def _start(self, config: dict[str, Any], state: Path | None = None) -> None:
+    def _start(self, config: dict[str, Any]) -> None:
         assignment = Assignment(**config[ASSIGNMENT])
         self._title = f"{assignment.trial_id} {describe_hyperparameters(assignment.hyperparameters)}"
         for stream in (sys.stdout, sys.stderr):
             print(f"{LOG_PREFIX_ACTOR_NAME}{assignment.trial_id}", file=stream, flush=True)
-        progress = self._process.begin(assignment, state)
-        self._best_accuracy = progress.best[0] if progress.best else 0.0
+        start = self._process.begin(assignment)
+        self._damage = start.damage
+        self._best_accuracy = start.progress.best[0] if start.progress.best else 0.0
 
     def step(self) -> dict[str, Any]:
         setproctitle(f"ray::{self._title}")
         try:
             point = self._process.advance()
-        except ProcessDiedError:
-            raise
+        except (ProcessDiedError, OSError):
+            raise  # another process may have more luck, with this or with storage
         except Exception as error:
             self._process.close()
             print(traceback.format_exc(), flush=True)
             text = f"{type(error).__name__}: {error}"
             return {STATUS: failure_status(error), ERROR: text, "done": True}
         self._best_accuracy = max(self._best_accuracy, point.validation_accuracy)
+        damage, self._damage = self._damage, None
         return {
             POINT: point,
+            **({DAMAGE: damage} if damage else {}),
             EVALUATION: point.evaluation,
             OBJECTIVE: self._best_accuracy,
             "done": point.is_last,

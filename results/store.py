@@ -59,6 +59,11 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
     _replace(journal / f"{trial_id}.json", json.dumps(plain, allow_nan=False).encode())
 
 
+def remove_record(run_directory: Path, trial_id: str) -> None:
+    """Take a trial out of the journal; the next snapshot is without it."""
+    (run_directory / "journal" / f"{trial_id}.json").unlink(missing_ok=True)
+
+
 def read_journal(run_directory: Path) -> list[TrialRecord]:
     """Read what :func:`write_record` wrote, in the order in which trials took turns; times are ISO texts."""
     files = sorted((run_directory / "journal").glob("*.json"))
@@ -225,8 +230,12 @@ def _plain_value(value: Any) -> Any:
 def _replace(path: Path, content: Any) -> None:
     """Write a file beside ``path`` and move it there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half of it would only fill the disk
+        raise

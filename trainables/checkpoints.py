@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -34,6 +35,9 @@ def save_checkpoint(model: nn.Module, directory: Path, group: Group = ALONE) -> 
 
     An adapter holds the head too. The base of an adapter is named in its ``adapter_config.json``. All ranks
     of a group must ask; rank 0 writes, and gets the checkpoint.
+
+    Raises:
+        OSError: if it could not be written.
     """
     weights = _gather(model, group) if group.shards_model else None
     return _write(model, directory, weights) if group.rank == 0 else None
@@ -55,14 +59,16 @@ def _gather(model: nn.Module, group: Group) -> dict[str, torch.Tensor]:
 def _write(model: nn.Module, directory: Path, state: dict[str, torch.Tensor] | None) -> Checkpoint:
     temporary = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
-    if isinstance(model, PeftModel):
-        # "auto" would ask the hub whether the base's vocabulary has changed.
-        model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
-        kind, weights = "adapter", ADAPTER_FILE
-    else:
-        assert isinstance(model, PreTrainedModel)
-        model.save_pretrained(temporary, state_dict=state)
-        kind, weights = "full", MODEL_FILE
+    kind, weights = ("adapter", ADAPTER_FILE) if isinstance(model, PeftModel) else ("full", MODEL_FILE)
+    try:
+        if isinstance(model, PeftModel):
+            # "auto" would ask the hub whether the base's vocabulary has changed.
+            model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
+        else:
+            assert isinstance(model, PreTrainedModel)
+            model.save_pretrained(temporary, state_dict=state)
+    except SafetensorError as error:
+        raise OSError(f"{directory}: could not be written: {error}") from error
     size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
     with open(temporary / weights, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

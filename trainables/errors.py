@@ -1,4 +1,4 @@
-"""The one error a user's input can cause below the orchestrator."""
+"""Errors that whoever drives a trial treats apart: a user's input, a trial that diverged, a damaged state."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ class InputError(ValueError):
 
 class DivergedError(RuntimeError):
     """Raise when the training or validation loss is no longer finite."""
+
+
+class DamagedStateError(Exception):
+    """A trial's saved state is not what was written; the trial can begin anew, but not go on from it."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainables.errors import DamagedStateError
 from trainables.parallel import Group, of_all_ranks, own_part, whole
 from trainables.training import RandomStream
 
@@ -63,24 +67,51 @@ class TrialState:
 
     @classmethod
     def read(cls, directory: Path) -> TrialState:
-        """Read what :meth:`save` wrote."""
-        content = json.loads((directory / PROGRESS_FILE).read_text())
-        best = content["progress"].pop("best")
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DamagedStateError: if it is not whole, or not what was written.
+        """
         state = cls()
-        state.progress = Progress(**content["progress"], best=tuple(best) if best else None)
-        state._schedule = content["schedule"]
-        state._tensors = load_file(directory / TENSORS_FILE)
+        try:
+            content = json.loads((directory / PROGRESS_FILE).read_text())
+            best = content["progress"].pop("best")
+            state.progress = Progress(**content["progress"], best=tuple(best) if best else None)
+            state._schedule = content["schedule"]
+            if _checksum(directory / TENSORS_FILE) != content["crc32"]:
+                raise DamagedStateError(f"{directory / TENSORS_FILE}: not what was written")
+            state._tensors = load_file(directory / TENSORS_FILE)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            raise DamagedStateError(f"{directory}: not a whole state ({type(error).__name__})") from error
         return state
 
     def save(self, directory: Path) -> None:
-        """Write the state to a directory that exists; of several ranks, rank 0 does, and all must ask."""
+        """Write the state to a new directory, whole or not at all.
+
+        Of several ranks, rank 0 writes, and all must ask.
+
+        Raises:
+            OSError: if it could not be written.
+        """
         assert self._trained is not None, "the trial has not begun"
         tensors = _tensors(self._trained)
         if self._trained.group.rank != 0:
             return
-        content = {"progress": asdict(self.progress), "schedule": self._trained.schedule.state_dict()}
-        save_file(tensors, directory / TENSORS_FILE)
-        (directory / PROGRESS_FILE).write_text(json.dumps(content))
+        temporary = directory.with_name(f".{directory.name}.new")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            save_file(tensors, temporary / TENSORS_FILE)
+        except SafetensorError as error:
+            raise OSError(f"{directory}: could not be written: {error}") from error
+        content = {
+            "progress": asdict(self.progress),
+            "schedule": self._trained.schedule.state_dict(),
+            "crc32": _checksum(temporary / TENSORS_FILE),
+        }
+        (temporary / PROGRESS_FILE).write_text(json.dumps(content))
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
 
     def attach(self, trained: Trained) -> None:
         """Take hold of what a trial has set up, and put into it what was read."""
@@ -89,6 +120,14 @@ class TrialState:
             _restore(trained, self._tensors)
             self._tensors = {}
         self._trained = trained
+
+
+def _checksum(file: Path) -> int:
+    checksum = 0
+    with open(file, "rb") as content:
+        while part := content.read(1 << 20):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _tensors(trained: Trained) -> dict[str, torch.Tensor]:

@@ -357,7 +357,7 @@ def test_a_trial_whose_worker_is_killed_goes_on_as_if_nothing_had_happened(
         load(tmp_path / "runs" / name).checkpoints.set_index("trial_id").sha256 for name in ("cut", "whole")
     ]
     assert checkpoints[0].to_dict() == checkpoints[1].to_dict()
-    assert not list((directory / "ray").rglob("state.safetensors")), "states of ended trials stay"
+    assert not list((directory / "states").rglob("state.safetensors")), "states of ended trials stay"
 
 
 def test_a_trial_whose_worker_dies_too_often_is_a_row_and_the_others_go_on(
@@ -378,4 +378,4 @@ def test_a_trial_whose_worker_dies_too_often_is_a_row_and_the_others_go_on(
     assert "Failure #" not in trials.error["full-000"], "the error is the last one's"
     assert trials.evaluations["full-000"] >= 6
     assert "1 failed" in out
-    assert not list((directory / "ray").rglob("state.safetensors"))
+    assert not list((directory / "states").rglob("state.safetensors"))

@@ -86,7 +86,7 @@ def test_two_workers_give_the_results_of_one_also_when_one_of_them_is_killed(
         results.checkpoints.set_index("trial_id")[["kind", "bytes"]].sort_index() for results in (one, both)
     ]
     pd.testing.assert_frame_equal(*kept)
-    assert not list((directory / "ray").rglob("state.safetensors"))
+    assert not list((directory / "states").rglob("state.safetensors"))
 
 
 def test_a_model_in_parts_is_trained_and_what_diverges_is_a_row(experiment: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_search_ends_well_beside_a_test_split_that_raises_when_it_is_read(ex
     directory = experiment.run_directory
     directory.mkdir(parents=True)
     with Display(Console(quiet=True), experiment, []) as display:
-        recorder = Recorder(experiment, collect_provenance(experiment, prepared), directory, [display], [])
+        recorder = Recorder(experiment, collect_provenance(experiment, prepared), directory, [display], print)
         inputs = replace(share(experiment, prepared, directory), test=ray.put(Planted()))
         assert search(inputs, recorder, 2)
         searched = recorder.of_phase("search")

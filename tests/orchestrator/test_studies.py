@@ -99,6 +99,29 @@ def test_a_search_continued_is_the_search_that_was_cut(sampler: SamplerName, don
     assert run(continued) == whole[done:]
 
 
+@pytest.mark.parametrize("done", [1, 5, 8, 12])
+def test_a_trial_that_had_begun_goes_on_in_its_turn(sampler: SamplerName, done: int) -> None:
+    whole = run(make_studies(sampler))
+    continued = make_studies(sampler)
+    told = [(trial, score(trial.method, dict(trial.hyperparameters))) for trial in whole[:done]]
+    continued.replay(told, whole[done : done + 1])
+    assert run(continued) == whole[done:]
+
+
+def test_a_trial_goes_on_with_the_hyperparameters_it_had_begun_with() -> None:
+    studies = make_studies("tpe")
+    begun = Assignment("full", 0, {"learning_rate": 3.3e-4})
+    studies.replay([], [begun])
+    suggested = studies.suggest("t")
+    assert not isinstance(suggested, str)
+    assert Assignment(**suggested[ASSIGNMENT]) == begun
+    studies.on_trial_result("t", {OBJECTIVE: 0.4, "training_iteration": 1})
+    studies.on_trial_complete("t", {OBJECTIVE: 0.9})
+    learned = studies._studies["full"]._ot_study
+    assert learned.best_params == {"learning_rate": 3.3e-4}
+    assert [trial.state.name for trial in learned.trials].count("COMPLETE") == 1
+
+
 def test_a_trial_that_had_not_ended_is_suggested_again_as_it_was() -> None:
     whole = run(make_studies("random"))
     continued = make_studies("random")

@@ -1,0 +1,62 @@
+"""A run directory has one driver at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
+
+LOCK_FILE = ".driver.lock"
+
+
+def make_run_directory(experiment: Experiment, where: str) -> None:
+    """Make the experiment's directory, which from the first says what it belongs to.
+
+    Raises:
+        ExperimentError: if it is there already.
+    """
+    directory = experiment.run_directory
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.new")
+    temporary.mkdir(parents=True)
+    write_experiment(experiment, temporary)
+    try:
+        temporary.rename(directory)
+    except OSError:  # not empty
+        shutil.rmtree(temporary)
+        raise ExperimentError(
+            [f"{where}: name: {directory} exists already; choose another --name or remove it"]
+        ) from None
+
+
+def write_experiment(experiment: Experiment, directory: Path) -> None:
+    """Write down, in one step, which experiment a run directory belongs to."""
+    temporary = directory / ".experiment.json.new"
+    temporary.write_text(experiment.model_dump_json(indent=2) + "\n")
+    temporary.replace(directory / "experiment.json")
+
+
+@contextmanager
+def only_driver(directory: Path) -> Iterator[None]:
+    """Hold a run directory while this process runs its trials; a process that dies lets go of it.
+
+    Raises:
+        ExperimentError: if another process holds it.
+    """
+    lock = FileLock(directory / LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ExperimentError(
+            [f"{directory}: another process is running it; expected one at a time: wait for it, or end it"]
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

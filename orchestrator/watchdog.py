@@ -1,0 +1,60 @@
+"""Trials whose worker does not report any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+
+from orchestrator.recorder import assignment_of
+
+
+class Watchdog(tune.Callback):
+    """Kill the worker of a trial that reports nothing for too long; Tune then has another go on with it.
+
+    Arguments:
+        timeout: seconds from one report to the next; None waits for ever.
+        report: is told of each worker killed.
+    """
+
+    def __init__(self, timeout: float | None, report: Callable[[str], None]) -> None:
+        self._timeout = timeout
+        self._report = report
+        self._heard_at: dict[Trial, float] = {}  # of running trials
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Tune's state files nothing: a run is continued from its journal."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._timeout is None:
+            return
+        now = time.monotonic()
+        for trial in [one for one, heard in self._heard_at.items() if now - heard > self._timeout]:
+            del self._heard_at[trial]
+            name = assignment_of(trial).trial_id
+            self._report(f"{name}: no report for {self._timeout:g} s (resources.trial_timeout)")
+            worker = trial.temporary_state.ray_actor
+            assert worker is not None, "it has started"
+            ray.kill(worker)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._heard_at[trial] = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._heard_at[trial] = time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._heard_at.pop(trial, None)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._heard_at.pop(trial, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._heard_at.pop(trial, None)
