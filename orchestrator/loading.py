@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.storage import is_taken
 from trainables.methods import METHODS
 
 DEMO: Mapping[str, Any] = {
@@ -85,7 +86,7 @@ def load_continued(
         ExperimentError: with all problems found.
     """
     values = _read(file) if file else recorded.model_dump(mode="json")
-    wanted = _make(values, overrides, methods, recorded.name, str(file or recorded.run_directory))
+    wanted = _make(values, overrides, methods, recorded.name, str(file or recorded.location))
     return wanted.model_copy(update={"storage": recorded.storage})
 
 
@@ -112,7 +113,7 @@ def with_free_name(experiment: Experiment) -> Experiment:
     """Return the experiment under the first of NAME, NAME-2, NAME-3, ... that has no run directory."""
     names = chain([experiment.name], (f"{experiment.name}-{number}" for number in count(2)))
     named = (experiment.model_copy(update={"name": name}) for name in names)
-    return next(one for one in named if not one.run_directory.exists())
+    return next(one for one in named if not is_taken(one))
 
 
 def _read(file: Path) -> dict[str, Any]:

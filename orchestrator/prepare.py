@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.storage import is_taken
 from search_spaces import extremes
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
@@ -67,9 +68,9 @@ def check_run_directory(experiment: Experiment, where: str = "experiment") -> No
     Raises:
         ExperimentError: if it does.
     """
-    if experiment.run_directory.exists():
+    if is_taken(experiment, where):
         raise ExperimentError(
-            [f"{where}: name: {experiment.run_directory} exists already; choose another --name or remove it"]
+            [f"{where}: name: {experiment.location} exists already; choose another --name or remove it"]
         )
 
 

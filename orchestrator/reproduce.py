@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import check_fingerprints, prepare
 from results import load
+from results.remote import StorageError
 from trainables.trial import run_trial
 
 COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
@@ -26,17 +26,17 @@ class Reproduction:
     differences: tuple[str, ...]
 
 
-def reproduce(run_directory: Path, trial_id: str, report: Callable[[str], None]) -> Reproduction:
+def reproduce(run: str, trial_id: str, report: Callable[[str], None]) -> Reproduction:
     """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
 
     Raises:
         ExperimentError: if there is no such run or trial, or its data or base model is another one now.
     """
-    row, curve = _recorded(run_directory, trial_id)
+    row, curve = _recorded(run, trial_id)
     settings = json.loads(row["settings"])
     experiment = Experiment.model_validate(settings["experiment"])
     prepared = prepare(experiment, report)
-    check_fingerprints(row, prepared, str(run_directory))
+    check_fingerprints(row, prepared, run)
     spec = experiment.trial_spec(
         Assignment(row["method"], settings["number"], settings["hyperparameters"], row["phase"])
     )
@@ -50,16 +50,16 @@ def reproduce(run_directory: Path, trial_id: str, report: Callable[[str], None])
     return Reproduction(len(curve), tuple(differences))
 
 
-def _recorded(run_directory: Path, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _recorded(run: str, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
-        results = load(run_directory)
-    except FileNotFoundError as error:
+        results = load(run)
+    except (FileNotFoundError, StorageError) as error:
         raise ExperimentError([str(error)]) from None
     trials = results.trials[results.trials.trial_id == trial_id]
     if trials.empty:
         known = ", ".join(results.trials.trial_id)
-        raise ExperimentError([f"{run_directory}: no trial {trial_id!r}; it has {known}"])
+        raise ExperimentError([f"{run}: no trial {trial_id!r}; it has {known}"])
     curve = results.metrics[results.metrics.trial_id == trial_id].sort_values("evaluation")
     if curve.empty:
-        raise ExperimentError([f"{run_directory}: {trial_id} has no evaluation to compare with"])
+        raise ExperimentError([f"{run}: {trial_id} has no evaluation to compare with"])
     return trials.iloc[0].to_dict(), curve.to_dict("records")

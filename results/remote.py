@@ -169,6 +169,10 @@ class RemoteDirectory:
 
         return sorted(info.base_name for info in self._infos() if info.type == FileType.Directory)
 
+    def exists(self) -> bool:
+        """Say whether anything is here."""
+        return bool(self._infos())
+
     def has(self, name: str) -> bool:
         """Say whether a file of that name is here."""
         return bool(self._filesystem.get_file_info(f"{self._path}/{name}").is_file)
@@ -279,10 +283,11 @@ def patiently(
 
     Arguments:
         operation: may be tried any number of times.
-        seconds: how long to try; what it raises after that is raised.
+        seconds: how long to try.
         report: is told the first error, and None once it works again.
 
     Raises:
+        OSError: if it does not work in that time.
         FileNotFoundError: at once; another try would not find it either.
     """
     deadline, pause, has_failed = time.monotonic() + seconds, FIRST_PAUSE, False
@@ -293,7 +298,7 @@ def patiently(
             raise
         except Exception as error:
             if time.monotonic() + pause > deadline:
-                raise
+                raise OSError(reason(error)) from error
             if not has_failed:
                 report(error)
             has_failed = True

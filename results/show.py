@@ -113,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m results.show", description="Show the verdict and the table across methods."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI"
+    )
     parser.add_argument(
         "--metric",
         default="test_accuracy",

@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m results.report",
         description="Write a page and figures about one run, or one page about several.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI"
+    )
     parser.add_argument(
         "--output", type=Path, help="directory; RUN/report for one run directory, ./report otherwise"
     )

@@ -160,7 +160,13 @@ def test_result_sets_are_loaded_shown_and_reported_from_s3(
     for name in ("one", "two"):
         RemoteDirectory(f"{uri}/{name}").put(made_up(name, examples=20).save(tmp_path / name))
     local = load(tmp_path)
-    for path in (uri, f"{uri}/", f"{uri}/*", [f"{uri}/one", f"{uri}/two"], f"s3://bucket/{tmp_path.name[:-1]}*/*"):
+    for path in (
+        uri,
+        f"{uri}/",
+        f"{uri}/*",
+        [f"{uri}/one", f"{uri}/two"],
+        f"s3://bucket/{tmp_path.name[:-1]}*/*",
+    ):
         loaded = load(path)
         for name, frame in vars(local).items():
             pd.testing.assert_frame_equal(getattr(loaded, name), frame)
@@ -170,7 +176,9 @@ def test_result_sets_are_loaded_shown_and_reported_from_s3(
         load(f"{uri}/three")
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=tmp_path)
+        return subprocess.run(
+            [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
 
     shown = command("results.show", f"{uri}/one")
     assert shown.returncode == 0, shown.stderr
