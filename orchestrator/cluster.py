@@ -37,7 +37,7 @@ ADDRESSES = (
     " (Ray's client port, 10001)"
 )
 
-SHARED_STORAGE = "expected a directory that all nodes share (EFS, NFS), or a URI such as s3://bucket/runs: set storage to one"
+SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
 
 PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
 """What workers need of the project."""
@@ -182,8 +182,8 @@ def check_shared(experiment: Experiment, where: str) -> None:
 def _check_writable(uri: str, where: str) -> None:
     """Refuse a URI that not all nodes can write to."""
     problems = [
-        f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own, such as"
-        " a role of the machine, and the packages that the URI takes"
+        f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own,"
+        " such as a role of the machine, and the packages that the URI takes"
         for address, trouble in _on_each_node(_trouble_with, uri).items()
         if trouble != ""
     ]
@@ -217,7 +217,7 @@ def _nodes_without(path: Path) -> list[str]:
 
 
 def _on_each_node(task: Any, argument: str) -> dict[str, Any]:
-    """Run a task on every node; by addresses in order, what it returns, and None of a node that does not answer."""
+    """Return what a task returns on every node, by address; None of a node that does not answer."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [task.options(scheduling_strategy=one).remote(argument) for one in on]

@@ -277,7 +277,7 @@ class Experiment(Settings):
 
     @property
     def run_directory(self) -> Path:
-        """The directory that the experiment owns, absolute; the driver's own copy of it, where it has a URI."""
+        """The directory that the experiment owns, absolute; the driver's copy of it, where it has a URI."""
         if self.uri:
             return local_copy(self.uri)
         return (Path(self.storage).expanduser() / self.name).absolute()

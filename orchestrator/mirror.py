@@ -137,8 +137,8 @@ class Mirror:
         except Exception as error:  # each filesystem of fsspec's has its own
             if not self._is_failing:
                 self._report(
-                    f"{self._remote} cannot be written: {reason(error)}; the run goes on, and what it writes is"
-                    f" kept in {self._directory} until it can"
+                    f"{self._remote} cannot be written: {reason(error)}; the run goes on, and what it writes"
+                    f" is kept in {self._directory} until it can"
                 )
             self._is_failing = True
             return False
@@ -157,8 +157,9 @@ class Mirror:
             for name in pool.map(self._upload, changed):
                 self._known[name] = found[name]
             gone = [name for name in self._known if name not in found]
-            for name in pool.map(self._remove, [*gone, *dropped]):
-                self._known.pop(name, None)
+            for name in pool.map(self._remove, gone):
+                del self._known[name]
+            list(pool.map(self._remote.remove_directory, dropped))
         with self._lock:
             self._dropped = self._dropped[len(dropped) :]
 
@@ -223,9 +224,9 @@ def _driver(remote: RemoteDirectory) -> dict[str, str] | None:
 def fetch(uri: str, directory: Path) -> dict[str, Stamp | None]:
     """Make the local copy of a run that is to be continued, and return what a mirror need not carry over.
 
-    Where this machine ran it last, its own copy is the newest, and stays. Of the workers' states only the names
-    are fetched, below ``states/``. What a driver that died had still to remove is removed, and states that are
-    newer than their trial's record.
+    Where this machine ran it last, its own copy is the newest, and stays. Of the workers' states only the
+    names are fetched, below ``states/``. What a driver that died had still to remove is removed, and states
+    that are newer than their trial's record.
 
     Raises:
         ExperimentError: if the storage cannot be read, or another machine runs it.
@@ -288,8 +289,8 @@ def _tidy(directory: Path, remote: RemoteDirectory, files: Iterable[str]) -> Non
         if record and goes_on and int(name.partition("-")[0]) <= len(record.metrics):
             (directory / "states" / trial_id / name).mkdir(parents=True)
         else:
-            remote.remove(f"states/{trial_id}/{name}")
+            remote.remove_directory(f"states/{trial_id}/{name}")
     for trial_id in sorted({part[1] for part in parts if part[0] == "checkpoints"}):
         record = records.get(trial_id)
         if record is None or (record.trial["status"] not in UNFINISHED and not record.checkpoints):
-            remote.remove(f"checkpoints/{trial_id}")
+            remote.remove_directory(f"checkpoints/{trial_id}")

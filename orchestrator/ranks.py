@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -96,9 +97,9 @@ class Ranks:
         self._fit.start()
 
     def _rays_directory(self) -> Path:
-        """Return where Ray Train may keep its own files; of a run with a URI, only its driver has a directory."""
+        """Return where Ray Train keeps its files; of a run with a URI, only its driver has a directory."""
         if self._inputs.experiment.uri:
-            return Path(tempfile.gettempdir()) / "ray"
+            return Path(tempfile.gettempdir()) / f"ray-train-{os.getuid()}"
         return self._inputs.directory / "ray"
 
     def _order(self, verb: str, *arguments: Any) -> Any:

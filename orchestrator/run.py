@@ -119,11 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.ownership import make_run_directory, only_driver, write_experiment
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
+            from orchestrator.ownership import make_run_directory, only_driver, write_experiment
+
             there = _hold(options, held) if options.resume else {}
             prepare = _prepare_again if options.resume else _prepare
             experiment, prepared, earlier, cluster = prepare(options, console)

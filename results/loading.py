@@ -48,8 +48,8 @@ def load(
     Columns that an older version did not write are null.
 
     Arguments:
-        path: a run directory, a directory of them, a glob such as ``runs/*``, or several of these; each a path
-            or a URI such as ``s3://bucket/runs/*``.
+        path: a run directory, a directory of them, a glob such as ``runs/*``, or several of these; each a
+            path or a URI such as ``s3://bucket/runs/*``.
         skip_damaged: leave out tables that cannot be read, with a warning that names them.
 
     Raises:

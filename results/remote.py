@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +23,9 @@ WITHOUT_DIRECTORIES = ("s3", "gcs")
 SECRETS = ("key", "secret", "token", "password", "sig")
 """Parts of the names of query parameters that hold a secret."""
 
+PART_BYTES = 16 << 20
+"""How much of a file is in memory at once while it is copied."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before an operation that failed is tried again; the pause doubles each time."""
 
@@ -35,7 +40,7 @@ def is_uri(place: str) -> bool:
 
 
 def check_uri(uri: str) -> None:
-    """Refuse a URI that names no directory, or that holds credentials, which would be written down everywhere.
+    """Refuse a URI that names no directory, or holds credentials, which would be written down everywhere.
 
     Raises:
         StorageError: without the credentials.
@@ -118,13 +123,15 @@ class RemoteDirectory:
 
     def upload(self, local: Path, name: str) -> None:
         """Copy a file here."""
-        from pyarrow.fs import LocalFileSystem, copy_files
-
+        # Not by pyarrow's copy_files, which says nothing of an error when the last part is sent.
         path = f"{self._path}/{name}"
-        self._make_parent(path)
-        copy_files(
-            str(local), path, source_filesystem=LocalFileSystem(), destination_filesystem=self._filesystem
-        )
+        with open(local, "rb") as file:
+            part = file.read(PART_BYTES)
+            self._make_parent(path)
+            with self._filesystem.open_output_stream(path) as stream:
+                while part:
+                    stream.write(part)
+                    part = file.read(PART_BYTES)
 
     def download(self, name: str, local: Path) -> None:
         """Copy a file from here. It is there once it is whole.
@@ -132,17 +139,12 @@ class RemoteDirectory:
         Raises:
             FileNotFoundError: if it is not here.
         """
-        from pyarrow.fs import LocalFileSystem, copy_files
-
-        local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.part")
-        copy_files(
-            f"{self._path}/{name}",
-            str(part),
-            source_filesystem=self._filesystem,
-            destination_filesystem=LocalFileSystem(),
-        )
-        part.replace(local)
+        with self._filesystem.open_input_file(f"{self._path}/{name}") as stream:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = local.with_name(f".{local.name}.part")
+            with open(unfinished, "wb") as file:
+                shutil.copyfileobj(stream, file, PART_BYTES)
+            unfinished.replace(local)
 
     def put(self, directory: Path) -> None:
         """Copy all files of a directory here, over those of the same names."""
@@ -186,15 +188,14 @@ class RemoteDirectory:
                 yield from found.glob(rest) if rest else (found,)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a directory and all that it has; there may be none."""
-        path = f"{self._path}/{name}"
-        try:
-            if self._filesystem.get_file_info(path).is_file:
-                self._filesystem.delete_file(path)
-            else:
-                self._filesystem.delete_dir(path)
-        except FileNotFoundError:
-            pass
+        """Remove a file; there may be none."""
+        with suppress(FileNotFoundError):
+            self._filesystem.delete_file(f"{self._path}/{name}")
+
+    def remove_directory(self, name: str) -> None:
+        """Remove a directory and all that it has; there may be none."""
+        with suppress(FileNotFoundError):
+            self._filesystem.delete_dir(f"{self._path}/{name}")
 
     def probe(self) -> None:
         """Write a file and remove it again.

@@ -29,7 +29,7 @@ class Checkpoint:
 
 
 class Elsewhere(Protocol):
-    """Another place that has a trial's best checkpoint, too, where not all its processes see one directory."""
+    """Another place that has a trial's best checkpoint, where not all its processes see one directory."""
 
     def put(self, directory: Path) -> None:
         """Copy a checkpoint there."""

@@ -58,9 +58,10 @@ def test_files_come_back_as_they_were_and_go(directory: RemoteDirectory, tmp_pat
         directory.read("nothing")
     with pytest.raises(FileNotFoundError):
         directory.download("nothing", tmp_path / "nothing")
-    directory.remove("deep")
+    directory.remove_directory("deep")
     directory.remove("a.bin")
     directory.remove("nothing")
+    directory.remove_directory("nothing")
     assert not directory.files()
     directory.probe()
     assert not directory.files()
@@ -120,7 +121,7 @@ def test_what_is_no_storage_gets_one_message(uri: str, message: str) -> None:
 def test_a_bucket_that_is_not_there_and_a_server_that_is_not(
     s3: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StorageError, match="s3://no-such-bucket/a: cannot be written: .*NO_SUCH_BUCKET"):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/a: cannot be written: .*NO_SUCH_BUCKET"):
         RemoteDirectory("s3://no-such-bucket/a").probe()
     s3.mode = "fail"
     with pytest.raises(StorageError, match="cannot be written"):
@@ -131,7 +132,7 @@ def test_a_bucket_that_is_not_there_and_a_server_that_is_not(
 
 
 @pytest.mark.parametrize("mode", ["fail", "stall"])
-def test_an_outage_is_waited_for_and_told_once(uri: str, s3: Proxy, mode: str) -> None:
+def test_an_outage_is_waited_for_and_told_once(uri: str, s3: Proxy, tmp_path: Path, mode: str) -> None:
     directory = RemoteDirectory(uri)
     told: list[BaseException | None] = []
 
@@ -139,8 +140,9 @@ def test_an_outage_is_waited_for_and_told_once(uri: str, s3: Proxy, mode: str) -
         told.append(error)
         s3.mode = "pass"
 
+    (tmp_path / "a").write_bytes(b"1")
     s3.mode, s3.delay = mode, 30.0
-    patiently(lambda: directory.write("a", b"1"), 60, report)
+    patiently(lambda: directory.upload(tmp_path / "a", "a"), 60, report)
     assert s3.refused >= 2, "the filesystem itself tries again, too"
     assert isinstance(told[0], OSError)
     assert told[1:] == [None]
