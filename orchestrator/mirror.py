@@ -22,6 +22,8 @@ from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageE
 from results.store import read_journal
 
 COPY_EVERY_SECONDS = 1.0
+LARGE_BYTES, COPY_SHARE = 1 << 20, 0.05
+"""A larger file, such as a log, is carried over more rarely where that would take more of the time."""
 BEAT_SECONDS = 20.0
 """How often a driver says that it is there."""
 SILENT_SECONDS = 90.0
@@ -65,6 +67,7 @@ class Mirror:
         self._directory = directory
         self._remote = RemoteDirectory(uri)
         self._known = dict(known)
+        self._due: dict[str, float] = {}  # when each may be carried over again
         self._dropped: list[str] = []
         self._lock = Lock()
         self._done = Event()
@@ -143,7 +146,7 @@ class Mirror:
             self._is_failing = True
             return False
         if self._is_failing:
-            self._report(f"{self._remote} can be written again, and has everything")
+            self._report(f"{self._remote} can be written again")
         self._is_failing = False
         return True
 
@@ -152,23 +155,35 @@ class Mirror:
         with self._lock:
             dropped = list(self._dropped)
         found = dict(_scan(self._directory))
+        changed = [name for name, stamp in found.items() if self._known.get(name) != stamp]
+        now = time.monotonic()
+        is_last = self._done.is_set()
+        due = [
+            name
+            for name in changed
+            if is_last or found[name].size < LARGE_BYTES or self._due.get(name, now) <= now
+        ]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            changed = [name for name, stamp in found.items() if self._known.get(name) != stamp]
-            for name in pool.map(self._upload, changed):
+            for name in pool.map(self._upload, due):
                 self._known[name] = found[name]
             gone = [name for name in self._known if name not in found]
             for name in pool.map(self._remove, gone):
                 del self._known[name]
+            if len(due) < len(changed):
+                return  # what is to be dropped may be named in what has not been carried over
             list(pool.map(self._remote.remove_directory, dropped))
         with self._lock:
             self._dropped = self._dropped[len(dropped) :]
 
     def _upload(self, name: str) -> str:
+        started = time.monotonic()
         try:
             self._remote.upload(self._directory / name, name)
         except OSError:
             if (self._directory / name).exists():  # else it is removed there, next time
                 raise
+        ended = time.monotonic()
+        self._due[name] = ended + (ended - started) / COPY_SHARE
         return name
 
     def _remove(self, name: str) -> str:

@@ -180,6 +180,8 @@ def _hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | Non
         directory.mkdir(parents=True, exist_ok=True)
         held.enter_context(only_driver(directory))
         there = fetch(options.resume, directory)
+        if not (directory / "experiment.json").exists():
+            shutil.rmtree(directory)
         read_run(options.resume)
         return there
     read_run(options.resume)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +20,7 @@ import psutil
 import pytest
 from s3_server import Proxy
 
+from orchestrator.run import main
 from results import load
 from results.remote import RemoteDirectory
 
@@ -25,8 +31,6 @@ OUTCOME += ["train_loss", "test_accuracy", "test_loss", "tokens", "hp_learning_r
 @pytest.fixture
 def uri(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FINETUNE_COMPARISON_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "node"))
-    (tmp_path / "node").mkdir()
     return f"s3://bucket/{tmp_path.name}"
 
 
@@ -43,9 +47,9 @@ def experiment(
             "columns": ["sentence", "label"],
             **{name: str(path) for name, path in data_files.items()},
         },
-        "training": {"epochs": 30, "batch_size": 8},
-        "search": {"trials": 2, "early_stopping": "none"},
-        "confirm": {"seeds": 2},
+        "training": {"epochs": 6, "batch_size": 8},
+        "search": {"trials": 1, "early_stopping": "none"},
+        "confirm": {"seeds": 1},
         "methods": {"full": {}, "lora": {"rank": 2}},
         "resources": {"max_concurrent": 1},
         "storage": uri,
@@ -95,17 +99,125 @@ def kill(process: subprocess.Popen[str]) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
-def test_a_run_lives_at_its_uri_and_is_continued_from_there_by_another_machine(
-    experiment: Path, uri: str, s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_while(
+    experiment: Path, uri: str, s3: Proxy, tmp_path: Path
 ) -> None:
     finish(start(experiment, "--set", f"storage={tmp_path}/local"))
+    expected = outcome(tmp_path / "local" / "small")
+
     process = start(experiment)
     run = RemoteDirectory(f"{uri}/small")
-    wait_for(lambda: recorded(run, "full-001") >= 5)
-    s3.mode = "fail"  # an outage, and then the machine is gone
-    time.sleep(3)
+    wait_for(lambda: recorded(run, "full-000") >= 3 and run.child("states/full-000").files())
     kill(process)
+    assert load(run.uri).trials.status.tolist() == ["running"]
+    # The machine is lost, and with it the driver's own copy.
+    [copy] = (tmp_path / "cache" / "runs").iterdir()
+    shutil.rmtree(copy)
+
+    resumed = start("--resume", run.uri)
+    begun = recorded(run, "full-000")
+    wait_for(lambda: recorded(run, "full-000") >= begun + 2)
+    s3.mode = "fail"
+    time.sleep(8)
+    assert s3.refused > 5
     s3.mode = "pass"
-    assert outcome(f"{uri}/small").status.tolist().count("running") == 1
-    second = start("--resume", f"{uri}/small")
-    monkeypatch.setenv("FINETUNE_COMPARISON_CACHE", str(tmp_path / "another-machine"))
+    out = finish(resumed)
+
+    assert out.count("cannot be written") == out.count("can be written again") == 1
+    assert f"{run.uri}: 0 trials are done, 1 go on" in out
+    assert f"report: {run.uri}/report/index.html" in out
+    pd.testing.assert_frame_equal(outcome(run.uri), expected)
+    found = load(run.uri)
+    assert not found.trials.retries.any(), "an outage disturbs no trial"
+    curves = [
+        load(path).metrics.sort_values(["trial_id", "evaluation"]) for path in (run.uri, tmp_path / "local")
+    ]
+    columns = ["trial_id", "evaluation", "step", "train_loss", "validation_loss"]
+    pd.testing.assert_frame_equal(*(curve[columns].reset_index(drop=True) for curve in curves))
+    assert len(pd.read_parquet(f"{run.uri}/trials.parquet")) == len(expected)
+
+    files = run.files()
+    assert not [name for name in files if name.startswith(("states/", "ray/", "driver.json"))]
+    kept = {name.split("/")[1] for name in files if name.startswith("checkpoints/")}
+    assert kept == set(found.checkpoints.trial_id)
+    for _, row in found.checkpoints.iterrows():
+        weights = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}[row.kind]
+        assert hashlib.sha256(run.read(f"{row.path}/{weights}")).hexdigest() == row.sha256
+    assert {"experiment.json", "log.txt", "optuna.journal", "report/index.html"} <= set(files)
+    assert not copy.exists()
+    everything = out.encode() + b"".join(run.read(name) for name in files)
+    assert b"planted-" not in everything, "credentials are nowhere"
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("s3://no-such-bucket/runs", "cannot be written: .*NO_SUCH_BUCKET"),
+        ("s3://planted-id:planted-key@bucket/runs", "holds credentials"),
+        ("nosuch://bucket/runs", "no filesystem is called nosuch"),
+        ("dropbox://bucket/runs", "requires .*dropboxdrivefs"),
+    ],
+)
+def test_storage_that_cannot_be_used_is_one_message(
+    uri: str, storage: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--set", f"storage={storage}"]) == 2
+    said = capfd.readouterr().err
+    assert re.search(rf"built-in experiment: storage: .*{message}", said), said
+    assert len(said.splitlines()) == 1
+    assert "planted" not in said
+
+
+def test_a_name_that_is_taken_and_a_run_that_is_not_there(
+    experiment: Path,
+    uri: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    RemoteDirectory(f"{uri}/small").write("experiment.json", b"{}")
+    assert main([str(experiment)]) == 2
+    assert f"name: {uri}/small exists already" in capfd.readouterr().err
+    assert main(["--resume", f"{uri}/none"]) == 2
+    assert f"{uri}/none: no experiment.json" in capfd.readouterr().err
+    assert not list((tmp_path / "cache" / "runs").glob("*/none")), "its name is free"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for arguments in ([str(experiment)], ["--resume", f"{uri}/small"]):
+        assert main(arguments) == 2
+        said = capfd.readouterr().err
+        assert len(said.splitlines()) == 1
+        assert uri in said
+        assert "connect" in said
+
+
+def size(directory: Path) -> int:
+    """Return the bytes below a directory, while others write there."""
+    total = 0
+    for above, _, files in os.walk(directory):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(above, name)).st_size
+    return total
+
+
+def test_checkpoints_on_disk_stay_bounded_over_fifty_trials(experiment: Path, tmp_path: Path) -> None:
+    settings = ("search.trials=50", "confirm.seeds=0", "training.epochs=2", "resources.max_concurrent=2")
+    values = [part for value in settings for part in ("--set", value)]
+    process = start(experiment, *values, "--set", f"storage={tmp_path}", "--methods", "full")
+    run = tmp_path / "small"
+    peaks = {"checkpoints": 0, "states": 0}
+    while process.poll() is None:
+        for name in peaks:
+            peaks[name] = max(peaks[name], size(run / name))
+        time.sleep(0.01)
+    finish(process)
+    trials = load(run).trials
+    assert len(trials) == 50
+    one = trials.checkpoint_bytes.max()
+    # One is kept, each of two that run has one, and another beside it while that is written. When a trial
+    # ends, the next may have begun before the loser is gone.
+    assert one <= peaks["checkpoints"] <= (1 + 2 * 2 + 2) * one
+    # A state has the weights and two moments of each; the new one is written beside the old one.
+    assert one <= peaks["states"] <= 2 * 2 * 3.2 * one
+    assert size(run / "checkpoints") <= 1.01 * one
+    assert not size(run / "states")
