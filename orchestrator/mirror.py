@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -110,20 +111,23 @@ class Mirror:
         try:
             self._done.set()
             self._thread.join()
+            self._is_failing = False  # said again, in other words
             pause = FIRST_PAUSE
             while not self._is_taken and not self._try():
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             if self._is_taken:
                 return False
-            self._remote.remove(DRIVER_FILE)
-        except KeyboardInterrupt:
+            patiently(lambda: self._remote.remove(DRIVER_FILE), CLAIM_SECONDS)
+        except (KeyboardInterrupt, OSError):
             report(
                 f"not everything is at {self._remote}; it is in {self._directory}, from where"
                 f" --resume {self._remote} carries it over"
             )
             return False
         shutil.rmtree(self._directory)
+        with suppress(OSError):
+            self._directory.parent.rmdir()
         return True
 
     def _follow(self) -> None:
@@ -139,10 +143,12 @@ class Mirror:
                 self.copy()
         except Exception as error:  # each filesystem of fsspec's has its own
             if not self._is_failing:
-                self._report(
-                    f"{self._remote} cannot be written: {reason(error)}; the run goes on, and what it writes"
-                    f" is kept in {self._directory} until it can"
+                until_then = (
+                    f"waiting until it can; Ctrl-C ends that, and leaves what is missing in {self._directory}"
+                    if self._done.is_set()
+                    else f"the run goes on, and what it writes is kept in {self._directory} until it can"
                 )
+                self._report(f"{self._remote} cannot be written: {reason(error)}; {until_then}")
             self._is_failing = True
             return False
         if self._is_failing:

@@ -85,7 +85,7 @@ def test_what_changes_is_carried_over_and_the_copy_goes(
     s3.seen.clear()
     assert mirror.finish(told.append)
     assert {name: remote.read(name) for name in remote.files()} == expected
-    assert not copy.exists()
+    assert not copy.parent.exists()
     assert told == []
     # A record goes before what it does not name any more is removed.
     changes = [(method, path) for method, path in s3.seen if method in ("PUT", "POST")]
@@ -138,6 +138,7 @@ def interrupted(uri: str, copy: Path, told: list[str], s3: Proxy) -> None:
 def test_a_run_goes_on_from_the_copy_that_is_newer_than_the_storage(
     uri: str, copy: Path, told: list[str]
 ) -> None:
+    assert f"Ctrl-C ends that, and leaves what is missing in {copy}" in told[0]
     assert f"it is in {copy}" in told[-1]
     assert f"--resume {uri}" in told[-1]
     before = contents(copy)

@@ -18,7 +18,9 @@ from orchestrator.experiment import Experiment
 def blind_node(s3: Proxy) -> Iterator[str]:
     """The address of a node that has no way to the S3 server; the other one has."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1, env_vars={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, node_ip_address="127.0.0.2")
+    cluster.add_node(
+        num_cpus=1, env_vars={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, node_ip_address="127.0.0.2"
+    )
     ray.init(cluster.address)
     yield "127.0.0.2"
     ray.shutdown()
