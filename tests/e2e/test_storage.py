@@ -47,10 +47,10 @@ def experiment(
             "columns": ["sentence", "label"],
             **{name: str(path) for name, path in data_files.items()},
         },
-        "training": {"epochs": 6, "batch_size": 8},
-        "search": {"trials": 1, "early_stopping": "none"},
+        "training": {"epochs": 4, "batch_size": 8},
+        "search": {"trials": 2, "early_stopping": "none"},
         "confirm": {"seeds": 1},
-        "methods": {"full": {}, "lora": {"rank": 2}},
+        "methods": {"lora": {"rank": 2}},
         "resources": {"max_concurrent": 1},
         "storage": uri,
     }
@@ -107,7 +107,7 @@ def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_whi
 
     process = start(experiment)
     run = RemoteDirectory(f"{uri}/small")
-    wait_for(lambda: recorded(run, "full-000") >= 3 and run.child("states/full-000").files())
+    wait_for(lambda: recorded(run, "lora-000") >= 3 and run.child("states/lora-000").files())
     kill(process)
     assert load(run.uri).trials.status.tolist() == ["running"]
     # The machine is lost, and with it the driver's own copy.
@@ -115,8 +115,8 @@ def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_whi
     shutil.rmtree(copy)
 
     resumed = start("--resume", run.uri)
-    begun = recorded(run, "full-000")
-    wait_for(lambda: recorded(run, "full-000") >= begun + 2)
+    begun = recorded(run, "lora-000")
+    wait_for(lambda: recorded(run, "lora-000") >= begun + 2)
     s3.mode = "fail"
     time.sleep(8)
     assert s3.refused > 5
@@ -141,8 +141,8 @@ def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_whi
     kept = {name.split("/")[1] for name in files if name.startswith("checkpoints/")}
     assert kept == set(found.checkpoints.trial_id)
     for _, row in found.checkpoints.iterrows():
-        weights = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}[row.kind]
-        assert hashlib.sha256(run.read(f"{row.path}/{weights}")).hexdigest() == row.sha256
+        weights = run.read(f"{row.path}/adapter_model.safetensors")
+        assert hashlib.sha256(weights).hexdigest() == row.sha256
     assert {"experiment.json", "log.txt", "optuna.journal", "report/index.html"} <= set(files)
     assert not copy.exists()
     everything = out.encode() + b"".join(run.read(name) for name in files)
@@ -203,7 +203,7 @@ def size(directory: Path) -> int:
 def test_checkpoints_on_disk_stay_bounded_over_fifty_trials(experiment: Path, tmp_path: Path) -> None:
     settings = ("search.trials=50", "confirm.seeds=0", "training.epochs=2", "resources.max_concurrent=2")
     values = [part for value in settings for part in ("--set", value)]
-    process = start(experiment, *values, "--set", f"storage={tmp_path}", "--methods", "full")
+    process = start(experiment, *values, "--set", f"storage={tmp_path}", "--set", "methods={full: {}}")
     run = tmp_path / "small"
     peaks = {"checkpoints": 0, "states": 0}
     while process.poll() is None:
