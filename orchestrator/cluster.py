@@ -82,6 +82,13 @@ class Cluster:
         fits = sum(node.slots(resources) for node in self.nodes) // resources.workers_per_trial
         return max(1, min(fits, resources.max_concurrent or fits))
 
+    def unused(self, experiment: Experiment) -> str | None:
+        """Say that there are GPUs and no trial asks for one."""
+        gpus = sum(node.gpus for node in self.nodes)
+        if not gpus or experiment.resources.gpus_per_trial:
+            return None
+        return f"trials train on CPUs, and {gpus:g} GPUs are not used; resources: auto would share them"
+
     def limit(self, experiment: Experiment) -> int | None:
         """Return the most trials at once; None is what there is room for, which changes with the nodes."""
         return experiment.resources.max_concurrent if self.is_joined else self.slots(experiment)

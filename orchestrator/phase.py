@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 
+from orchestrator.lost_workers import count_lost_workers
 from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
 from orchestrator.worker import Inputs
@@ -44,6 +45,7 @@ def run_phase(
         loggers: are told of trials besides the recorder.
     """
     os.environ.update(TUNE_ENVIRONMENT)
+    count_lost_workers()
     resources = inputs.experiment.resources
     worker = inputs.trainable
     if resources.workers_per_trial > 1:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from orchestrator.cluster import Cluster, alive_nodes, node_types
@@ -106,7 +107,8 @@ def heaviest_trial(experiment: Experiment, base: BaseModel, method: str) -> Tria
 
 def _probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel) -> Peak:
     """Probe in a process that has imported what a trial's worker imports: all that this module does."""
-    return probe(spec, data, test, base)
+    on_gpu = ray.get_gpu_ids() and torch.cuda.is_available()
+    return probe(spec, data, test, base, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:

@@ -115,7 +115,7 @@ def follow(inputs: Inputs, board: Any) -> None:
     """Do in one process what its driver orders, until there are no more orders."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    if torch.cuda.is_available():
+    if inputs.experiment.resources.gpus_per_trial:
         torch.cuda.set_device(ray.train.torch.get_device())
     process = TrialProcess(inputs, Group(rank, size, inputs.experiment.resources.parallelism))
     while (order := ray.get(board.take.remote(rank))) is not None:

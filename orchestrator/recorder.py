@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestrator.experiment import Assignment, Experiment, Phase
+from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Earlier, Provenance, TrialHistory, trial_record
 from results.store import Snapshots, remove_record, write_record
@@ -253,4 +254,4 @@ def _error_of(trial: Trial) -> str:
 
 def _death(error: str) -> str:
     """Return the status of a trial whose worker is gone: out_of_memory where Ray has ended it for that."""
-    return "out_of_memory" if "running low on memory" in error else "failed"
+    return "out_of_memory" if OUT_OF_MEMORY in error else "failed"

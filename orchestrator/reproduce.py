@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+
+import torch
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
@@ -30,7 +32,8 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None]) -> Reprodu
     """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
 
     Raises:
-        ExperimentError: if there is no such run or trial, or its data or base model is another one now.
+        ExperimentError: if there is no such run or trial, its data or base model is another one now, or it
+            was trained on a GPU and here is none.
     """
     row, curve = _recorded(run, trial_id)
     settings = json.loads(row["settings"])
@@ -40,7 +43,8 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None]) -> Reprodu
     spec = experiment.trial_spec(
         Assignment(row["method"], settings["number"], settings["hyperparameters"], row["phase"])
     )
-    points = islice(run_trial(spec, prepared.data, prepared.base, None), len(curve))
+    trial = run_trial(spec, prepared.data, prepared.base, None, device=_device_of(row, run))
+    points = islice(trial, len(curve))
     differences = [
         f"evaluation {point.evaluation}: {column} was {recorded[column]!r}, is {getattr(point, column)!r}"
         for recorded, point in zip(curve, points, strict=True)
@@ -48,6 +52,19 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None]) -> Reprodu
         if recorded[column] != getattr(point, column)
     ]
     return Reproduction(len(curve), tuple(differences))
+
+
+def _device_of(row: Mapping[str, Any], run: str) -> torch.device:
+    """Return the kind of device that trained a recorded trial; another kind gives other numbers."""
+    kind = row["device"].partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ExperimentError(
+            [
+                f"{run}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU"
+                " here; expected a machine with one"
+            ]
+        )
+    return torch.device(kind)
 
 
 def _recorded(run: str, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -341,6 +341,8 @@ def _run_phases(
     cluster = cluster or connect(None)
     if cluster.dashboard:
         console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
+    if unused := cluster.unused(experiment):
+        console.print(unused, highlight=False)
     concurrent = cluster.limit(experiment)
     started = time.time()
     try:

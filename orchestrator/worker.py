@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+import torch
 from ray import ObjectRef, tune
 from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator.cluster import check_directory
-from orchestrator.experiment import Assignment, Experiment, Phase
+from orchestrator.experiment import Assignment, Experiment, Phase, ResourceSettings
 from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
 from orchestrator.scratch import Scratch
@@ -25,7 +27,7 @@ from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.parallel import ALONE, Group
 from trainables.state import Progress, TrialState
-from trainables.trial import Evaluation, TrialSpec, failure_status, run_trial
+from trainables.trial import CPU, Evaluation, TrialSpec, failure_status, run_trial
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,24 @@ class Driven(Protocol):
         """Let go of the trial."""
 
 
+def trial_device(resources: ResourceSettings) -> torch.device:
+    """Return what this worker of a trial trains on, and keep it to its part of a GPU's memory.
+
+    One that takes more fails itself, and not the trials beside it. Ray hides no GPU from a worker that asks
+    for none, so it does not matter whether there is one.
+    """
+    if not resources.gpus_per_trial:
+        return CPU
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"resources.gpus_per_trial asks for {resources.gpus_per_trial:g}, and PyTorch {torch.__version__}"
+            f" finds no GPU on {socket.gethostname()}; expected one, its driver and a CUDA build"
+        )
+    if resources.gpus_per_trial < 1:
+        torch.cuda.set_per_process_memory_fraction(resources.gpus_per_trial)
+    return torch.device("cuda")
+
+
 class TrialProcess:
     """What drives a trial does in the process, or in each of the processes, that train it.
 
@@ -90,6 +110,7 @@ class TrialProcess:
     def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
         self._inputs = inputs
         self._group = group
+        self._device = trial_device(inputs.experiment.resources)
         self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
         self._scratch = Scratch(inputs.experiment.uri) if inputs.experiment.uri else None
         self._directory = self._scratch.directory if self._scratch else inputs.directory
@@ -110,7 +131,8 @@ class TrialProcess:
         # The search never sees the test split.
         test = ray.get(self._inputs.test) if phase == "confirm" else None
         checkpoint = directory / "checkpoints" / spec.trial_id
-        for point in run_trial(spec, self._data, self._base, checkpoint, test, state, self._group, scratch):
+        inputs = (spec, self._data, self._base, checkpoint, test, state, self._group, self._device, scratch)
+        for point in run_trial(*inputs):
             yield point
             save_state(directory, spec, state, writes=self._group.rank == 0)
             if scratch and self._group.rank == 0:
@@ -177,8 +199,10 @@ class TrialWorker(tune.Trainable):
         except Exception as error:
             self._process.close()
             print(traceback.format_exc(), flush=True)
-            text = f"{type(error).__name__}: {error}"
-            return {STATUS: failure_status(error), ERROR: text, "done": True}
+            status, text = failure_status(error), f"{type(error).__name__}: {error}"
+            if status == "failed" and isinstance(error, torch.AcceleratorError):
+                raise ProcessDiedError(text) from error  # CUDA does no further work for this process
+            return {STATUS: status, ERROR: text, "done": True}
         self._best_accuracy = max(self._best_accuracy, point.validation_accuracy)
         damage, self._damage = self._damage, None
         return {

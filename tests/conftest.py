@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3_server import Proxy, s3_server
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -19,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from s3_server import Proxy, s3_server
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [
@@ -95,6 +96,19 @@ def example_rows(count: int) -> list[tuple[str, int]]:
         filler = [rest[(i * 7 + j * (i % 5 + 1)) % len(rest)] for j in range(2 + i % 6)]
         rows.append((" ".join([*filler, word, *filler[: i % 3]]), i % 2))
     return rows
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``cuda`` where there is no GPU."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each kind of device that trials train on."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

@@ -168,7 +168,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
             trust_remote_code=base.settings.trust_remote_code,
         )
     model.load_state_dict({name: _to_torch(w) for name, w in base.weights.items()}, strict=False, assign=True)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # it is initialized on the CPU
         torch.manual_seed(seed)
         for module in head_modules(model).values():
             for layer in module.modules():

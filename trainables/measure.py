@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -45,8 +46,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new high-water mark."""
+    """Start a new high-water mark, on a GPU without what was there before and nobody needs."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what the allocator keeps is lost to the processes that share the GPU
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         (_PROCESS / "clear_refs").write_text("5")

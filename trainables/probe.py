@@ -12,7 +12,7 @@ import torch
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import peak_memory, shared_memory
-from trainables.trial import TrialSpec, run_trial
+from trainables.trial import CPU, TrialSpec, run_trial
 
 STEPS = 2
 """Optimizer steps of a probe: after the first one, AdamW's state is there, too."""
@@ -27,7 +27,9 @@ class Peak:
     gpu_total_bytes: int = 0  # that GPU's memory
 
 
-def probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel) -> Peak:
+def probe(
+    spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel, device: torch.device = CPU
+) -> Peak:
     """Run a trial of two steps on the longest examples, checkpoint and test included; say what it held.
 
     The process should be a fresh one: what it held before counts.
@@ -37,6 +39,7 @@ def probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: Base
         data: of the experiment; the longest examples are taken from it.
         test: the test split; its longest examples are judged as in the confirm phase.
         base: the base model's shared weights.
+        device: runs it; a GPU should have nothing else to do.
     """
     # With hardly a step to speak of, a trial does not diverge, and holds as much.
     settings = {"epochs": 1, "evaluations_per_epoch": 1, "learning_rate": 1e-8}
@@ -48,11 +51,12 @@ def probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: Base
     )
     judged = longest_examples(test, training.evaluation_batch_size)
     with TemporaryDirectory() as directory:
-        for _ in run_trial(replace(spec, training=training), longest, base, Path(directory) / "best", judged):
+        short, best = replace(spec, training=training), Path(directory) / "best"
+        for _ in run_trial(short, longest, base, best, judged, device=device):
             pass
-    held, _ = peak_memory(torch.device("cpu"))
+    held, _ = peak_memory(CPU)
     process = None if held is None else held - shared_memory()
-    return Peak(process, *_gpu_memory()) if torch.cuda.is_available() else Peak(process)
+    return Peak(process, *_gpu_memory()) if device.type == "cuda" else Peak(process)
 
 
 def longest_examples(split: TokenizedSplit, count: int) -> TokenizedSplit:

@@ -25,6 +25,11 @@ from trainables.settings import TrainingSettings
 from trainables.state import Progress, Trained, TrialState
 from trainables.training import RandomStream, evaluate, make_optimizer, train_step
 
+CPU = torch.device("cpu")
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What stands in the plain errors of PyTorch's allocator on a CPU, of CUDA itself and of its libraries."""
+
 
 @dataclass(frozen=True)
 class TrialSpec:
@@ -102,6 +107,7 @@ def run_trial(
     test: TokenizedSplit | None = None,
     state: TrialState | None = None,
     group: Group = ALONE,
+    device: torch.device = CPU,
     elsewhere: Elsewhere | None = None,
 ) -> Iterator[Evaluation]:
     """Train one trial, yielding an evaluation ``evaluations_per_epoch`` times per epoch.
@@ -117,13 +123,13 @@ def run_trial(
         state: where to go on from, and what the caller may save between two evaluations.
         group: the processes that train it together, which all drive it in step; a batch is split between
             them, its loss and gradient stay those of the whole batch. Rank 0 measures.
+        device: trains it; ``cuda`` is the process's current GPU.
         elsewhere: has what ``checkpoint_directory`` has, for processes that do not see it.
 
     Raises:
         DivergedError: if a loss is no longer finite.
-        torch.OutOfMemoryError: if the device's memory runs out.
+        torch.OutOfMemoryError: if a GPU's memory runs out.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(spec.threads)
     reset_peak_memory(device)
@@ -297,9 +303,8 @@ def failure_status(error: Exception) -> str:
     """Return the status of a trial that raised ``error``: diverged, out_of_memory or failed."""
     if isinstance(error, DivergedError):
         return "diverged"
-    # PyTorch's CPU allocator raises a plain RuntimeError.
-    cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu_allocator:
+    says_so = isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or says_so:
         return "out_of_memory"
     return "failed"
 

@@ -39,7 +39,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | environment,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment,  # of a CPU; test_gpu.py has the GPU's
     )
 
 

@@ -2,71 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 
 from results import load
 from results.analysis import compare, summary
-
-OUTCOME = [
-    "trial_id",
-    "method",
-    "seed",
-    "status",
-    "evaluations",
-    "train_loss",
-    "validation_loss",
-    "validation_accuracy",
-    "validation_macro_f1",
-    "tokens",
-]
-
-
-@pytest.fixture
-def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: dict[str, Path]) -> Path:
-    file = tmp_path / "small.yaml"
-    values = {
-        "name": "small",
-        "model": {"path": str(model_directories["gpt2"])},
-        "data": {
-            "path": None,
-            "columns": ["sentence", "label"],
-            **{k: str(v) for k, v in data_files.items()},
-        },
-        "training": {"epochs": 2, "batch_size": 8},
-        "search": {"trials": 3},
-        "confirm": {"seeds": 0},
-        "methods": {"head": {}, "full": {}, "lora": {"rank": [2, 4]}, "dora": {}, "qlora": {}},
-        "storage": str(tmp_path / "runs"),
-    }
-    file.write_text(json.dumps(values))  # JSON is YAML
-    return file
-
-
-def command(experiment: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "orchestrator.run", str(experiment), *arguments]
-
-
-def run(experiment: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(experiment, *arguments), capture_output=True, text=True, timeout=300)
-
-
-def table(directory: Path) -> pd.DataFrame:
-    trials = load(directory).trials
-    columns = OUTCOME + sorted(column for column in trials if column.startswith("hp_"))
-    return trials[columns].sort_values("trial_id", ignore_index=True)
+from runs import run, table
 
 
 def test_a_comparison_leaves_a_whole_result_set(experiment: Path, tmp_path: Path) -> None:
@@ -110,11 +53,7 @@ def test_a_comparison_leaves_a_whole_result_set(experiment: Path, tmp_path: Path
     assert trials.test_accuracy.isna().all()
 
     # One trial again, from its row.
-    again = subprocess.run(
-        [sys.executable, "-m", "orchestrator.run", "--reproduce", str(directory), "qlora-000"],
-        capture_output=True,
-        text=True,
-    )
+    again = run("--reproduce", directory, "qlora-000")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "the same numbers in all" in again.stdout
 
@@ -223,159 +162,3 @@ def test_methods_get_the_same_purse(experiment: Path, tmp_path: Path, unit: str)
     page = (tmp_path / "runs" / "small" / "report" / "index.html").read_text()
     said = {"examples": "400 trained examples", "train_seconds": "1.5 seconds of training"}[unit]
     assert f"each method had {said}" in page
-
-
-def start(experiment: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(experiment, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(look: Callable[[], list[Any]], count: int) -> list[Any]:
-    """Look until there are so many."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if len(found := look()) >= count:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not {count} after two minutes")
-
-
-def training(pid: int) -> list[psutil.Process]:
-    """Return the worker processes below a process that are in a trial."""
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            if re.match(r"ray::\w+-\d+ ", " ".join(child.cmdline())):
-                found.append(child)
-    return found
-
-
-def journal(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text())["trials"][0] for file in sorted(directory.glob("journal/*.json"))]
-
-
-def test_an_interrupted_run_is_continued_as_if_it_had_not_been(experiment: Path, tmp_path: Path) -> None:
-    settings = (
-        *("--set", "resources.max_concurrent=1", "--set", "search.trials=6"),
-        *("--methods", "full,lora"),
-    )
-    whole = run(experiment, "--name", "whole", *settings)
-    assert whole.returncode == 0, whole.stderr
-    directory = tmp_path / "runs" / "cut"
-    process = start(experiment, "--name", "cut", *settings)
-    wait_for(lambda: journal(directory), 7)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, out + err
-    assert f"Continue with: python -m orchestrator.run --resume {directory}" in out
-    assert "Traceback" not in out + err
-    cut = pd.read_parquet(directory / "trials.parquet")
-    assert {"completed", "stopped"} & set(cut.status)
-    assert "running" not in set(cut.status)
-    ended = cut[cut.status != "interrupted"].set_index("trial_id").ended_at
-
-    resumed = subprocess.run(
-        [sys.executable, "-m", "orchestrator.run", "--resume", str(directory)], capture_output=True, text=True
-    )
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    pd.testing.assert_frame_equal(table(directory), table(tmp_path / "runs" / "whole"))
-    after = load(directory)
-    assert after.trials.set_index("trial_id").ended_at[ended.index].equals(ended), "ended trials ran again"
-    assert after.trials.checkpoint_bytes.notna().all()
-    kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
-    assert (
-        kept
-        == sorted(after.checkpoints.trial_id)
-        == sorted(load(tmp_path / "runs" / "whole").checkpoints.trial_id)
-    )
-
-
-def test_other_data_is_not_mixed_into_a_run_that_is_continued(
-    experiment: Path, data_files: dict[str, Path], tmp_path: Path
-) -> None:
-    validation = tmp_path / "validation.tsv"
-    validation.write_text(data_files["validation"].read_text())
-    done = run(
-        experiment,
-        *("--set", f"data.validation={validation}", "--methods", "head", "--set", "search.trials=1"),
-    )
-    assert done.returncode == 0, done.stderr
-    validation.write_text(data_files["test"].read_text() + "good film\t1\n")
-    directory = tmp_path / "runs" / "small"
-    resumed = subprocess.run(
-        [sys.executable, "-m", "orchestrator.run", "--resume", str(directory)], capture_output=True, text=True
-    )
-    assert resumed.returncode == 2
-    assert "dataset_fingerprint" in resumed.stderr
-
-
-LONG = (
-    *("--set", "training.epochs=60", "--set", "search.early_stopping=none"),
-    *("--methods", "full,lora", "--set", "search.trials=1"),
-)
-"""Two trials that run long enough to be disturbed."""
-
-
-def evaluations(directory: Path, trial_id: str) -> list[Any]:
-    file = directory / "journal" / f"{trial_id}.json"
-    return json.loads(file.read_text())["metrics"] if file.exists() else []
-
-
-def kill_in_trial(pid: int, directory: Path, trial_id: str, after: int) -> None:
-    """Kill the one worker there is once a trial has made some more evaluations."""
-    made = len(evaluations(directory, trial_id))
-    wait_for(lambda: evaluations(directory, trial_id), made + after)
-    wait_for(lambda: training(pid), 1)[0].kill()
-
-
-def test_a_trial_whose_worker_is_killed_goes_on_as_if_nothing_had_happened(
-    experiment: Path, tmp_path: Path
-) -> None:
-    one = (*LONG, "--set", "resources.max_concurrent=1")
-    whole = run(experiment, "--name", "whole", *one)
-    assert whole.returncode == 0, whole.stderr
-    directory = tmp_path / "runs" / "cut"
-    process = start(experiment, "--name", "cut", *one)
-    kill_in_trial(process.pid, directory, "lora-000", after=7)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-
-    pd.testing.assert_frame_equal(table(directory), table(tmp_path / "runs" / "whole"))
-    trials = load(directory).trials.set_index("trial_id")
-    assert set(trials.status) == {"completed"}
-    assert trials.retries.to_dict() == {"full-000": 0, "lora-000": 1}
-    assert trials.lost_seconds["full-000"] == 0
-    assert trials.lost_seconds["lora-000"] > 0
-    curve = ["trial_id", "evaluation", "step", "examples", "tokens", "train_loss", "validation_loss"]
-    cut, expected = (
-        load(tmp_path / "runs" / name).metrics[curve].sort_values(curve[:2], ignore_index=True)
-        for name in ("cut", "whole")
-    )
-    pd.testing.assert_frame_equal(cut, expected)
-    checkpoints = [
-        load(tmp_path / "runs" / name).checkpoints.set_index("trial_id").sha256 for name in ("cut", "whole")
-    ]
-    assert checkpoints[0].to_dict() == checkpoints[1].to_dict()
-    assert not list((directory / "states").rglob("state.safetensors")), "states of ended trials stay"
-
-
-def test_a_trial_whose_worker_dies_too_often_is_a_row_and_the_others_go_on(
-    experiment: Path, tmp_path: Path
-) -> None:
-    directory = tmp_path / "runs" / "small"
-    process = start(
-        experiment, *LONG, *("--set", "resources.max_concurrent=1", "--set", "resources.max_failures=1")
-    )
-    for _ in range(2):
-        kill_in_trial(process.pid, directory, "full-000", after=3)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    trials = pd.read_parquet(directory / "trials.parquet").set_index("trial_id")
-    assert trials.status.to_dict() == {"full-000": "failed", "lora-000": "completed"}
-    assert trials.retries.to_dict() == {"full-000": 1, "lora-000": 0}
-    assert "died" in trials.error["full-000"]
-    assert "Failure #" not in trials.error["full-000"], "the error is the last one's"
-    assert trials.evaluations["full-000"] >= 6
-    assert "1 failed" in out
-    assert not list((directory / "states").rglob("state.safetensors"))

@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from s3_server import Proxy
 
 from orchestrator.run import main
 from results import load
 from results.remote import RemoteDirectory
+from s3_server import Proxy
 
 OUTCOME = ["trial_id", "phase", "seed", "status", "evaluations", "validation_accuracy", "validation_loss"]
 OUTCOME += ["train_loss", "test_accuracy", "test_loss", "tokens", "hp_learning_rate"]

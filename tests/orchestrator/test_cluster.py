@@ -47,6 +47,15 @@ def test_a_cluster_that_may_grow_has_no_limit_but_the_users() -> None:
     assert [there.limit(asking(1)), there.limit(asking(1, concurrent=9))] == [None, 9]
 
 
+def test_gpus_that_no_trial_asks_for_are_mentioned() -> None:
+    with_gpus, without = (Cluster(nodes, False, None) for nodes in ((SMALL, GPUS), (SMALL, LARGE)))
+    said = with_gpus.unused(asking(1))
+    assert said is not None
+    assert "2 GPUs are not used" in said
+    assert with_gpus.unused(asking(1, 0.5)) is None
+    assert without.unused(asking(1)) is None
+
+
 @pytest.mark.parametrize(
     ("nodes", "cpus", "gpus", "fragments"),
     [

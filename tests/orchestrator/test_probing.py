@@ -62,8 +62,6 @@ def test_the_hungriest_trial_has_the_largest_of_everything(
 def test_a_probe_on_a_cpu_measures_this_process_less_what_is_shared(
     experiment: Experiment, prepared: Prepared
 ) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("a GPU is here, and the probe would use it")
     spec = heaviest_trial(experiment, prepared.base, "full")
     peak = probe(spec, prepared.data, prepared.test, prepared.base)
     high, _ = peak_memory(torch.device("cpu"))
@@ -74,12 +72,11 @@ def test_a_probe_on_a_cpu_measures_this_process_less_what_is_shared(
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_probe_on_a_gpu_counts_what_is_reserved_and_the_context(
     experiment: Experiment, prepared: Prepared
 ) -> None:
     spec = heaviest_trial(experiment, prepared.base, "full")
-    peak = probe(spec, prepared.data, prepared.test, prepared.base)
+    peak = probe(spec, prepared.data, prepared.test, prepared.base, torch.device("cuda"))
     weights = sum(weight.nbytes for weight in prepared.base.weights.values())
     # Weights, gradients and AdamW's two moments, and a context of at least 50 MB.
     assert peak.gpu_bytes > 4 * weights + 50e6

@@ -38,12 +38,19 @@ def test_running_out_of_memory_is_told_from_other_failures() -> None:
         torch.ones(2) @ torch.ones(3)
     assert failure_status(raised.value) == "failed"
     assert failure_status(MemoryError()) == "out_of_memory"
+    # What CUDA and cuBLAS say where a GPU has no room for their own needs.
+    assert failure_status(torch.AcceleratorError("CUDA error: out of memory")) == "out_of_memory"
+    refused = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert failure_status(refused) == "out_of_memory"
+    assert failure_status(torch.AcceleratorError("CUDA error: device-side assert triggered")) == "failed"
     assert failure_status(DivergedError("the loss became nan")) == "diverged"
 
 
 @pytest.mark.parametrize("model", ["gpt2-mini-reviews", "stories260k-llama"])
 @pytest.mark.parametrize("kind", sorted(METHODS))
-def test_real_pretrained_models_learn_real_sentences(shared: Path, model: str, kind: str) -> None:
+def test_real_pretrained_models_learn_real_sentences(
+    shared: Path, model: str, kind: str, device: torch.device
+) -> None:
     settings = ModelSettings(path=str(shared / "models" / model))
     data_settings = DataSettings(
         path=None,
@@ -58,6 +65,6 @@ def test_real_pretrained_models_learn_real_sentences(shared: Path, model: str, k
     base = load_base(settings, data.labels, data.pad_token_id)
     training = TrainingSettings(epochs=2, learning_rate=3e-3 if kind != "full" else 3e-4, batch_size=16)
     spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
-    points = list(run_trial(spec, data, base, None))
+    points = list(run_trial(spec, data, base, None, device=device))
     assert points[-1].train_loss < points[0].train_loss
     assert all(math.isfinite(point.validation_loss) for point in points)

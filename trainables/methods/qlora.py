@@ -54,9 +54,10 @@ def _quantized(module: nn.Module) -> Linear4bit:
         requires_grad=False,
         compress_statistics=True,
         quant_type="nf4",
-        module=layer,
     )
     layer.weight = quantized.to(weight.device)  # type: ignore[misc]  # quantizes
+    # A weight that knew its layer would stay, with it, until garbage is collected.
+    layer.quant_state = quantized.quant_state
     layer.register_parameter("bias", module.bias)  # type: ignore[arg-type]
     # In eval mode bitsandbytes repacks weights for a bfloat16 CPU kernel that has no gradient and never
     # unpacks them for training. Training and evaluation must use one and the same kernel.

@@ -1,0 +1,125 @@
+"""Runs of the command, as a user starts it, and what tests look at while they run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from results import load
+
+OUTCOME = [
+    "trial_id",
+    "method",
+    "phase",
+    "seed",
+    "status",
+    "evaluations",
+    "best_evaluation",
+    "train_loss",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_macro_f1",
+    "tokens",
+    "test_loss",
+    "test_accuracy",
+    "checkpoint_bytes",
+]
+"""Columns of a trial's row that are the same whenever it runs, besides its hyperparameters."""
+
+CURVE = ["trial_id", "evaluation", "step", "epoch", "examples", "tokens", "train_loss", "validation_loss"]
+"""Columns of an evaluation that are the same whenever it is made."""
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.run", *map(str, arguments)]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a run to end well, and return what it printed."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return out
+
+
+def settings(*values: str) -> list[str]:
+    """Return the arguments that set values."""
+    return [part for value in values for part in ("--set", value)]
+
+
+def table(directory: Path) -> pd.DataFrame:
+    """Return what is the same in two runs of one experiment."""
+    trials = load(directory).trials
+    columns = OUTCOME + sorted(column for column in trials if column.startswith("hp_"))
+    return trials[columns].sort_values("trial_id", ignore_index=True)
+
+
+def assert_same(directory: Path, expected: Path) -> None:
+    """Check that a run's results are those of another run: rows, curves, checkpoints and predictions."""
+    found, wanted = load(directory), load(expected)
+    pd.testing.assert_frame_equal(table(directory), table(expected))
+    for name, columns in {
+        "metrics": CURVE,
+        "checkpoints": ["trial_id", "evaluation", "kind", "bytes", "sha256"],
+        "predictions": ["trial_id", "example_id", "label", "prediction", "loss"],
+    }.items():
+        frames = [
+            vars(results)[name][columns].sort_values(columns[:2], ignore_index=True)
+            for results in (found, wanted)
+        ]
+        pd.testing.assert_frame_equal(*frames)
+    kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
+    assert kept == sorted(found.checkpoints.trial_id)
+    assert not list((directory / "states").rglob("*.safetensors")), "states of ended trials stay"
+
+
+def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:
+    """Look until there is something, and return it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not in {seconds} s")
+
+
+def journal(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text())["trials"][0] for file in sorted(directory.glob("journal/*.json"))]
+
+
+def evaluations(directory: Path, trial_id: str) -> int:
+    file = directory / "journal" / f"{trial_id}.json"
+    return len(json.loads(file.read_text())["metrics"]) if file.exists() else 0
+
+
+def wait_for_evaluations(directory: Path, trial_id: str, more: int) -> None:
+    """Wait until a trial has made some more evaluations."""
+    made = evaluations(directory, trial_id)
+    wait_for(lambda: evaluations(directory, trial_id) >= made + more)
+
+
+def training(pid: int) -> list[psutil.Process]:
+    """Return the worker processes below a process that are in a trial."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if re.match(r"ray::\w+-\w+ ", " ".join(child.cmdline())):
+                found.append(child)
+    return found

@@ -1,0 +1,217 @@
+"""Faults that really happen to a run: what each costs is written down, and nothing else is disturbed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from results import load
+from runs import (
+    assert_same,
+    command,
+    evaluations,
+    finish,
+    run,
+    settings,
+    start,
+    training,
+    wait_for,
+    wait_for_evaluations,
+)
+
+LONG = [
+    *settings("training.epochs=60", "search.early_stopping=none", "search.trials=1"),
+    *settings("resources.max_concurrent=1"),
+    *("--methods", "full,lora"),
+]
+"""Two trials, one after the other, that run long enough to be disturbed."""
+
+
+def signal_in_trial(pid: int, directory: Path, trial_id: str, what: signal.Signals) -> None:
+    """Send the one worker there is a signal once a trial has made some more evaluations."""
+    wait_for_evaluations(directory, trial_id, more=7)
+    wait_for(lambda: training(pid))[0].send_signal(what)
+
+
+@pytest.fixture
+def whole(experiment: Path, tmp_path: Path) -> Path:
+    """The directory of a run that nothing happens to."""
+    done = run(experiment, "--name", "whole", *LONG)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "runs" / "whole"
+
+
+def test_a_trial_whose_worker_is_killed_or_hangs_goes_on_as_if_nothing_had_happened(
+    experiment: Path, whole: Path
+) -> None:
+    directory = whole.with_name("cut")
+    process = start(experiment, "--name", "cut", *LONG, *settings("resources.trial_timeout=5"))
+    signal_in_trial(process.pid, directory, "full-000", signal.SIGKILL)
+    signal_in_trial(process.pid, directory, "lora-000", signal.SIGSTOP)
+    out = finish(process)
+
+    assert_same(directory, whole)
+    trials = load(directory).trials.set_index("trial_id")
+    assert set(trials.status) == {"completed"}
+    assert trials.retries.to_dict() == {"full-000": 1, "lora-000": 1}
+    assert (trials.lost_seconds > 0).all()
+    assert "full-000: The actor died" in out
+    assert "lora-000: no report for 5 s (resources.trial_timeout)" in out
+    assert out.count("in another process, try 2 of 3") == 2
+
+
+def test_a_trial_whose_worker_dies_too_often_is_a_row_and_the_others_go_on(
+    experiment: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "runs" / "small"
+    process = start(experiment, *LONG, *settings("resources.max_failures=1"))
+    for _ in range(2):
+        signal_in_trial(process.pid, directory, "full-000", signal.SIGKILL)
+    out = finish(process)
+    trials = pd.read_parquet(directory / "trials.parquet").set_index("trial_id")
+    assert trials.status.to_dict() == {"full-000": "failed", "lora-000": "completed"}
+    assert trials.retries.to_dict() == {"full-000": 1, "lora-000": 0}
+    assert "died" in trials.error["full-000"]
+    assert "Failure #" not in trials.error["full-000"], "the error is the last one's"
+    assert trials.evaluations["full-000"] >= 6
+    assert "1 failed" in out
+    assert not list((directory / "states").rglob("*.safetensors"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 40 MB where runs are stored."""
+    directory = tmp_path / "runs"
+    directory.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(directory)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a small file system: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def test_a_run_waits_while_its_disk_is_full(small_disk: Path, experiment: Path, whole: Path) -> None:
+    directory, printed = small_disk / "cut", experiment.with_suffix(".out")
+    with open(printed, "w") as out:
+        process = subprocess.Popen(
+            command(experiment, "--name", "cut", *LONG, *settings("resources.max_failures=5")),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    wait_for_evaluations(directory, "full-000", more=7)
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    wait_for(lambda: "cannot be written: No space left on device; the run waits" in printed.read_text())
+    made = evaluations(directory, "full-000")
+    ballast.unlink()
+    assert process.wait(timeout=300) == 0, printed.read_text()
+    assert evaluations(directory, "full-000") > made
+    assert "can be written again; the run goes on" in printed.read_text()
+    assert "Traceback" not in printed.read_text()
+    assert_same(directory, whole)
+    assert not list(directory.rglob("*.tmp"))
+
+
+def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
+    experiment: Path, tmp_path: Path
+) -> None:
+    """Ray's memory monitor ends its worker before the machine's own would end anything."""
+    rows = tmp_path / "long.tsv"
+    rows.write_text("".join(f"{' '.join([('good', 'bad')[i % 2]] * 60)}\t{i % 2}\n" for i in range(12_000)))
+    threshold = (psutil.virtual_memory().used + 5e9) / psutil.virtual_memory().total
+    if threshold > 0.9:
+        pytest.skip("needs 12 GB of free memory")
+    done = subprocess.run(
+        command(
+            experiment,
+            *settings(f"data.train={rows}", "training.epochs=1", "search.trials=1", "data.max_length=60"),
+            *settings("methods.hungry={kind: full, batch_size: 12000}", "resources.max_failures=1"),
+            *settings("methods.head={batch_size: 500}", "resources.max_concurrent=1"),
+            *("--methods", "hungry,head"),
+        ),
+        env={**os.environ, "RAY_memory_usage_threshold": f"{threshold:.3f}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = load(tmp_path / "runs" / "small").trials.set_index("method")
+    assert trials.status.to_dict() == {"hungry": "out_of_memory", "head": "completed"}
+    assert trials.retries.to_dict() == {"hungry": 1, "head": 0}
+    assert "memory" in trials.error["hungry"]
+
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+/* The clock of the wall goes two hours behind once the file that CLOCK_BACK names is there. */
+static long back(void) {
+    static long behind, calls;
+    const char *file = getenv("CLOCK_BACK");
+    if (!behind && calls++ % 1000 == 0 && file && !access(file, F_OK)) behind = 7200;
+    return behind;
+}
+int clock_gettime(clockid_t id, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int status = real(id, now);
+    if (!status && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec -= back();
+    return status;
+}
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec;
+    now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *now) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    if (now) *now = precise.tv_sec;
+    return precise.tv_sec;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, to put the clock back")
+def test_a_clock_that_jumps_back_changes_nothing(experiment: Path, whole: Path, tmp_path: Path) -> None:
+    """In all processes: the driver's, Ray's and the workers'."""
+    library, signal_file, directory = tmp_path / "clock.so", tmp_path / "back", whole.with_name("cut")
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"],
+        input=CLOCK,
+        text=True,
+        check=True,
+    )
+    process = subprocess.Popen(
+        command(experiment, "--name", "cut", *LONG),
+        env={**os.environ, "LD_PRELOAD": str(library), "CLOCK_BACK": str(signal_file)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_evaluations(directory, "full-000", more=7)
+    signal_file.touch()
+    finish(process)
+    assert_same(directory, whole)
+    trials = load(directory).trials.set_index("trial_id")
+    assert trials.started_at["lora-000"] < trials.started_at["full-000"], "the clock did not jump"
+    assert (trials[["train_seconds", "evaluation_seconds", "lost_seconds"]] >= 0).all(axis=None)
