@@ -9,11 +9,8 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
@@ -22,63 +19,15 @@ import pytest
 from orchestrator.run import main
 from results import load
 from results.remote import RemoteDirectory
+from runs import assert_same_tables, finish, settings, start, wait_for
 from s3_server import Proxy
-
-OUTCOME = ["trial_id", "phase", "seed", "status", "evaluations", "validation_accuracy", "validation_loss"]
-OUTCOME += ["train_loss", "test_accuracy", "test_loss", "tokens", "hp_learning_rate"]
 
 
 @pytest.fixture
 def uri(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where runs are stored; their drivers' copies are in ``tmp_path / "cache"``."""
     monkeypatch.setenv("FINETUNE_COMPARISON_CACHE", str(tmp_path / "cache"))
     return f"s3://bucket/{tmp_path.name}"
-
-
-@pytest.fixture
-def experiment(
-    uri: str, tmp_path: Path, model_directories: dict[str, Path], data_files: dict[str, Path]
-) -> Path:
-    file = tmp_path / "small.yaml"
-    values = {
-        "name": "small",
-        "model": {"path": str(model_directories["gpt2"])},
-        "data": {
-            "path": None,
-            "columns": ["sentence", "label"],
-            **{name: str(path) for name, path in data_files.items()},
-        },
-        "training": {"epochs": 4, "batch_size": 8},
-        "search": {"trials": 2, "early_stopping": "none"},
-        "confirm": {"seeds": 1},
-        "methods": {"lora": {"rank": 2}},
-        "resources": {"max_concurrent": 1},
-        "storage": uri,
-    }
-    file.write_text(json.dumps(values))  # JSON is YAML
-    return file
-
-
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator.run", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    assert not err
-    return out
-
-
-def outcome(path: str | Path) -> pd.DataFrame:
-    return load(path).trials[OUTCOME].sort_values("trial_id", ignore_index=True)
-
-
-def wait_for(look: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
 
 
 def recorded(run: RemoteDirectory, trial_id: str) -> int:
@@ -95,17 +44,24 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
     for child in family:
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     psutil.wait_procs(family, timeout=30)
+
+
+SEARCH = (
+    *("training.epochs=4", "search.trials=2", "search.early_stopping=none", "confirm.seeds=1"),
+    *("methods={lora: {rank: 2}}", "resources.max_concurrent=1"),
+)
+"""Three trials of eight evaluations each."""
 
 
 def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_while(
     experiment: Path, uri: str, s3: Proxy, tmp_path: Path
 ) -> None:
-    finish(start(experiment, "--set", f"storage={tmp_path}/local"))
-    expected = outcome(tmp_path / "local" / "small")
+    finish(start(experiment, *settings(*SEARCH)))
 
-    process = start(experiment)
+    process = start(experiment, *settings(*SEARCH, f"storage={uri}"))
     run = RemoteDirectory(f"{uri}/small")
     wait_for(lambda: recorded(run, "lora-000") >= 3 and run.child("states/lora-000").files())
     kill(process)
@@ -126,15 +82,10 @@ def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_whi
     assert out.count("cannot be written") == out.count("can be written again") == 1
     assert f"{run.uri}: 0 trials are done, 1 go on" in out
     assert f"report: {run.uri}/report/index.html" in out
-    pd.testing.assert_frame_equal(outcome(run.uri), expected)
+    assert_same_tables(run.uri, tmp_path / "runs" / "small")
     found = load(run.uri)
     assert not found.trials.retries.any(), "an outage disturbs no trial"
-    curves = [
-        load(path).metrics.sort_values(["trial_id", "evaluation"]) for path in (run.uri, tmp_path / "local")
-    ]
-    columns = ["trial_id", "evaluation", "step", "train_loss", "validation_loss"]
-    pd.testing.assert_frame_equal(*(curve[columns].reset_index(drop=True) for curve in curves))
-    assert len(pd.read_parquet(f"{run.uri}/trials.parquet")) == len(expected)
+    assert len(pd.read_parquet(f"{run.uri}/trials.parquet")) == 3
 
     files = run.files()
     assert not [name for name in files if name.startswith(("states/", "ray/", "driver.json"))]
@@ -176,14 +127,15 @@ def test_a_name_that_is_taken_and_a_run_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     RemoteDirectory(f"{uri}/small").write("experiment.json", b"{}")
-    assert main([str(experiment)]) == 2
+    arguments = [str(experiment), "--set", f"storage={uri}"]
+    assert main(arguments) == 2
     assert f"name: {uri}/small exists already" in capfd.readouterr().err
     assert main(["--resume", f"{uri}/none"]) == 2
     assert f"{uri}/none: no experiment.json" in capfd.readouterr().err
     assert not list((tmp_path / "cache" / "runs").glob("*/none")), "its name is free"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    for arguments in ([str(experiment)], ["--resume", f"{uri}/small"]):
-        assert main(arguments) == 2
+    for command in (arguments, ["--resume", f"{uri}/small"]):
+        assert main(command) == 2
         said = capfd.readouterr().err
         assert len(said.splitlines()) == 1
         assert uri in said
@@ -201,10 +153,9 @@ def size(directory: Path) -> int:
 
 
 def test_checkpoints_on_disk_stay_bounded_over_fifty_trials(experiment: Path, tmp_path: Path) -> None:
-    settings = ("search.trials=50", "confirm.seeds=0", "training.epochs=2", "resources.max_concurrent=2")
-    values = [part for value in settings for part in ("--set", value)]
-    process = start(experiment, *values, "--set", f"storage={tmp_path}", "--set", "methods={full: {}}")
-    run = tmp_path / "small"
+    wanted = ("search.trials=50", "resources.max_concurrent=2", "methods={full: {}}")
+    process = start(experiment, *settings(*wanted))
+    run = tmp_path / "runs" / "small"
     peaks = {"checkpoints": 0, "states": 0}
     while process.poll() is None:
         for name in peaks:
