@@ -106,13 +106,18 @@ class RemoteDirectory:
         return child
 
     def read(self, name: str) -> bytes:
-        """Read a file.
+        """Read a file: what it was at one moment, also while it is replaced.
 
         Raises:
             FileNotFoundError: if it is not there.
         """
-        with self._filesystem.open_input_file(f"{self._path}/{name}") as stream:
-            return stream.read()
+        path = f"{self._path}/{name}"
+        while True:
+            # S3 is asked for the size first. A file that is longer by when it is read comes without its end.
+            with self._filesystem.open_input_file(path) as stream:
+                size, content = stream.size(), stream.read()
+            if len(content) == size == self._filesystem.get_file_info(path).size:
+                return content
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole: a reader sees what was there before, or all of this."""

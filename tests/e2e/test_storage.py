@@ -153,7 +153,7 @@ def size(directory: Path) -> int:
 
 
 def test_checkpoints_on_disk_stay_bounded_over_fifty_trials(experiment: Path, tmp_path: Path) -> None:
-    wanted = ("search.trials=50", "resources.max_concurrent=2", "methods={full: {}}")
+    wanted = ("search.trials=50", "training.epochs=1", "resources.max_concurrent=2", "methods={full: {}}")
     process = start(experiment, *settings(*wanted))
     run = tmp_path / "runs" / "small"
     peaks = {"checkpoints": 0, "states": 0}

@@ -74,6 +74,23 @@ def test_a_small_file_is_one_request(uri: str, s3: Proxy) -> None:
     assert [method for method, _ in s3.seen] == ["PUT"]
 
 
+@pytest.mark.parametrize("newer", [b"[1, 2, 3, 4]", b"[]"])
+def test_a_file_that_is_replaced_while_it_is_read_is_whole(uri: str, s3: Proxy, newer: bytes) -> None:
+    """Between the request for its size and that for its content."""
+    directory = RemoteDirectory(uri)
+    directory.write("a.json", b"[1, 2]")
+    replacing = iter([directory.write])
+
+    def replace(method: str, path: str) -> None:
+        if method == "GET" and path.endswith("a.json"):
+            for write in replacing:
+                write("a.json", newer)
+
+    s3.before = replace
+    assert directory.read("a.json") == newer
+    assert not list(replacing), "it was replaced"
+
+
 def test_uris_are_put_together_and_taken_apart() -> None:
     assert below("s3://bucket/a/", "b") == "s3://bucket/a/b"
     assert below("s3://bucket", "b") == "s3://bucket/b"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -57,6 +57,9 @@ class Proxy:
         self.delay = 0.0  # seconds
         self.seen: list[tuple[str, str]] = []  # methods and paths of requests
         self.refused = 0
+        self.before: Callable[[str, str], None] = lambda method, path: (
+            None
+        )  # is told of each before it goes on
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,6 +72,7 @@ class Proxy:
             def answer(self) -> None:
                 body = _body(self)
                 proxy.seen.append((self.command, self.path))
+                proxy.before(self.command, self.path)
                 mode = proxy.mode
                 if mode == "fail":
                     proxy.refused += 1
