@@ -9,7 +9,7 @@ VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 
-.PHONY: run test test-cluster lint types format constraints
+.PHONY: run test test-cluster soak lint types format constraints
 
 run: $(READY)
 	@$(RUN) -m orchestrator.run $(ARGS)
@@ -21,6 +21,11 @@ test: $(READY)
 # are missing it is skipped and says so. Seven minutes, so .ci/run leaves it to whoever changes what runs on clusters.
 test-cluster: $(READY)
 	@$(RUN) -m pytest -m cluster -rs tests/cluster $(ARGS)
+
+# What could be lost is tried many times: some minutes, and a table in benchmarks/results/faults.md.
+soak: $(READY)
+	@FAULTS_TABLE=benchmarks/results/faults.md $(RUN) -m pytest -m "soak or not cluster" \
+		tests/e2e/test_faults.py tests/e2e/test_resume.py $(ARGS)
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

@@ -28,10 +28,10 @@ from rich.console import Console
 from benchmarks.sleeper import EVALUATIONS, SECONDS, Sleeper
 from orchestrator.cluster import connect
 from orchestrator.experiment import DEFAULT_METHODS, Experiment
+from orchestrator.phases import run_phases
 from orchestrator.progress import Display
 from orchestrator.recorder import Recorder
 from orchestrator.rows import Provenance, TrialHistory
-from orchestrator.search import search
 from orchestrator.worker import Inputs
 from results import load
 
@@ -112,7 +112,7 @@ def measure(trials: int, slots: int, profile: Path | None) -> Measured:
             if profile:
                 profiler.enable()
             try:
-                is_whole = search(inputs, recorder, slots)
+                is_whole = run_phases(inputs, recorder, slots)
             finally:
                 recorder.close()
             wall, cpu = time.monotonic() - meter.started, cpu_seconds() - meter.ended[0][1]

@@ -50,7 +50,9 @@ class MethodBrackets(FIFOScheduler):
         self._stopped: set[str] = set()  # by Tune's id
 
     def _bracket(self, trial: Trial) -> TrialScheduler:
-        return self._brackets[trial.config[ASSIGNMENT]["method"]]
+        assignment = trial.config[ASSIGNMENT]
+        # Trials that confirm run to their end.
+        return self._brackets[assignment["method"]] if _is_search(trial) else FIFOScheduler()
 
     def replay(self, method: str, trial_id: str, objectives: Sequence[float]) -> None:
         """Tell a method's bracket the curve of a trial of an interrupted run: objectives by evaluation.
@@ -89,7 +91,7 @@ class MethodBrackets(FIFOScheduler):
         return TrialScheduler.STOP if is_over else decision
 
     def _has_spent_all(self, trial: Trial, result: dict[str, Any]) -> bool:
-        if self._purse is None:
+        if self._purse is None or not _is_search(trial):
             return False
         method = trial.config[ASSIGNMENT]["method"]
         self._purse.note(method, _known(trial).trial_id, result)
@@ -106,6 +108,10 @@ class MethodBrackets(FIFOScheduler):
 
     def debug_string(self) -> str:
         return "\n".join(f"{name}: {bracket.debug_string()}" for name, bracket in self._brackets.items())
+
+
+def _is_search(trial: Trial) -> bool:
+    return Assignment(**trial.config[ASSIGNMENT]).phase == "search"
 
 
 def _known(trial: Trial) -> Trial:

@@ -123,6 +123,7 @@ def _run(options: argparse.Namespace) -> int:
 
     with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
+            # Imported here, where what libraries print goes to the log.
             from orchestrator.ownership import make_run_directory, only_driver, write_experiment
 
             there = _hold(options, held) if options.resume else {}
@@ -317,13 +318,12 @@ def _run_phases(
     import ray
 
     from orchestrator.cluster import connect
-    from orchestrator.confirm import confirm
     from orchestrator.loggers import make_loggers
     from orchestrator.metrics import TrialMetrics
+    from orchestrator.phases import run_phases
     from orchestrator.progress import Display, time_spent
     from orchestrator.provenance import collect_provenance
     from orchestrator.recorder import Recorder, Watcher
-    from orchestrator.search import search
     from orchestrator.study_journal import StudyJournal
     from orchestrator.watchdog import Watchdog
     from orchestrator.worker import share
@@ -357,9 +357,7 @@ def _run_phases(
             others = [watchdog, *make_loggers(experiment, directory, say, earlier.unfinished)]
             inputs = share(experiment, prepared, directory)
             try:
-                is_whole = search(inputs, recorder, concurrent, others) and confirm(
-                    inputs, recorder, concurrent, others
-                )
+                is_whole = run_phases(inputs, recorder, concurrent, others)
             finally:
                 recorder.close()
     finally:

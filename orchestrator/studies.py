@@ -93,6 +93,16 @@ class MethodStudies(Searcher):
         """Whether every trial has been suggested and has ended."""
         return self._next_turn() is None and not self._running and not self._unfinished
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods, in the order of turns."""
+        return list(self._studies)
+
+    def has_ended(self, method: str) -> bool:
+        """Say whether a method's every trial has been suggested and has ended."""
+        going = [*self._running.values(), *self._unfinished]
+        return not self._is_wanted(method) and all(trial.method != method for trial in going)
+
     def replay(
         self, finished: Iterable[tuple[Assignment, float | None]], unfinished: Iterable[Assignment] = ()
     ) -> None:
@@ -155,15 +165,15 @@ class MethodStudies(Searcher):
 
     def _next_turn(self) -> tuple[int, str] | None:
         """Return the lowest number that a method still wants, and the first method that wants it."""
-        for method, given in self._given.items():
-            while self._next[method] in given:
-                self._next[method] += 1
-        wanted = [(number, method) for method, number in self._next.items() if self._wants(method, number)]
+        wanted = [(self._next[method], method) for method in self._studies if self._is_wanted(method)]
         return min(wanted, key=lambda turn: turn[0], default=None)
 
-    def _wants(self, method: str, number: int) -> bool:
+    def _is_wanted(self, method: str) -> bool:
+        """Say whether a method wants another trial."""
+        while self._next[method] in self._given[method]:
+            self._next[method] += 1
         if self._purse is None:
-            return number < self._trials
+            return self._next[method] < self._trials
         # A method whose every trial fails before it has spent anything must end, too.
         return not self._purse.is_empty(method) and self._failures[method] < self._trials
 

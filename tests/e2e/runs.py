@@ -120,6 +120,14 @@ def wait_for_evaluations(directory: Path, trial_id: str, more: int) -> None:
     wait_for(lambda: evaluations(directory, trial_id) >= made + more)
 
 
+def seconds_until_training(directory: Path, trial_id: str, fault: Callable[[], object]) -> float:
+    """Cause a fault, and return the seconds until a trial has made an evaluation it had not made before."""
+    made, started = evaluations(directory, trial_id), time.monotonic()
+    fault()
+    wait_for(lambda: evaluations(directory, trial_id) > made)
+    return time.monotonic() - started
+
+
 def training(pid: int) -> list[psutil.Process]:
     """Return the worker processes below a process that are in a trial."""
     found = []

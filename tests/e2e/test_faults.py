@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import psutil
 import pytest
 
 from results import load
+
+if TYPE_CHECKING:
+    from conftest import Ledger
 from runs import (
     assert_same,
     command,
-    evaluations,
     finish,
     run,
+    seconds_until_training,
     settings,
     start,
     training,
@@ -42,6 +46,13 @@ def signal_in_trial(pid: int, directory: Path, trial_id: str, what: signal.Signa
     wait_for(lambda: training(pid))[0].send_signal(what)
 
 
+def seconds_until_another_worker(pid: int, directory: Path, trial_id: str, what: signal.Signals) -> float:
+    """Send the one worker there is a signal in a trial, and wait until the trial goes on."""
+    wait_for_evaluations(directory, trial_id, more=7)
+    (worker,) = wait_for(lambda: training(pid))
+    return seconds_until_training(directory, trial_id, lambda: worker.send_signal(what))
+
+
 @pytest.fixture
 def whole(experiment: Path, tmp_path: Path) -> Path:
     """The directory of a run that nothing happens to."""
@@ -51,13 +62,15 @@ def whole(experiment: Path, tmp_path: Path) -> Path:
 
 
 def test_a_trial_whose_worker_is_killed_or_hangs_goes_on_as_if_nothing_had_happened(
-    experiment: Path, whole: Path
+    experiment: Path, whole: Path, ledger: Ledger
 ) -> None:
     directory = whole.with_name("cut")
     process = start(experiment, "--name", "cut", *LONG, *settings("resources.trial_timeout=5"))
-    signal_in_trial(process.pid, directory, "full-000", signal.SIGKILL)
-    signal_in_trial(process.pid, directory, "lora-000", signal.SIGSTOP)
+    killed = seconds_until_another_worker(process.pid, directory, "full-000", signal.SIGKILL)
+    hung = seconds_until_another_worker(process.pid, directory, "lora-000", signal.SIGSTOP)
     out = finish(process)
+    ledger.enter("a worker dies", "SIGKILL", directory, 2, killed)
+    ledger.enter("a worker hangs", "SIGSTOP; trial_timeout of 5 s", directory, 2, hung)
 
     assert_same(directory, whole)
     trials = load(directory).trials.set_index("trial_id")
@@ -101,7 +114,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-def test_a_run_waits_while_its_disk_is_full(small_disk: Path, experiment: Path, whole: Path) -> None:
+def test_a_run_waits_while_its_disk_is_full(
+    small_disk: Path, experiment: Path, whole: Path, ledger: Ledger
+) -> None:
     directory, printed = small_disk / "cut", experiment.with_suffix(".out")
     with open(printed, "w") as out:
         process = subprocess.Popen(
@@ -115,10 +130,9 @@ def test_a_run_waits_while_its_disk_is_full(small_disk: Path, experiment: Path, 
         while True:
             file.write(bytes(4096))
     wait_for(lambda: "cannot be written: No space left on device; the run waits" in printed.read_text())
-    made = evaluations(directory, "full-000")
-    ballast.unlink()
+    waited = seconds_until_training(directory, "full-000", ballast.unlink)
     assert process.wait(timeout=300) == 0, printed.read_text()
-    assert evaluations(directory, "full-000") > made
+    ledger.enter("the disk is full", "a tmpfs of 40 MB, filled up, then freed", directory, 2, waited)
     assert "can be written again; the run goes on" in printed.read_text()
     assert "Traceback" not in printed.read_text()
     assert_same(directory, whole)
@@ -154,63 +168,39 @@ def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
     assert "memory" in trials.error["hungry"]
 
 
-CLOCK = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdlib.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-/* The clock of the wall goes two hours behind once the file that CLOCK_BACK names is there. */
-static long back(void) {
-    static long behind, calls;
-    const char *file = getenv("CLOCK_BACK");
-    if (!behind && calls++ % 1000 == 0 && file && !access(file, F_OK)) behind = 7200;
-    return behind;
-}
-int clock_gettime(clockid_t id, struct timespec *now) {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int status = real(id, now);
-    if (!status && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec -= back();
-    return status;
-}
-int gettimeofday(struct timeval *restrict now, void *restrict zone) {
-    struct timespec precise;
-    clock_gettime(CLOCK_REALTIME, &precise);
-    now->tv_sec = precise.tv_sec;
-    now->tv_usec = precise.tv_nsec / 1000;
-    return 0;
-}
-time_t time(time_t *now) {
-    struct timespec precise;
-    clock_gettime(CLOCK_REALTIME, &precise);
-    if (now) *now = precise.tv_sec;
-    return precise.tv_sec;
-}
+RUN_WITH_A_CLOCK_THAT_JUMPS = """
+import sys, threading, time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+import time_machine
+from orchestrator.run import main
+
+def jump():
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.02)
+    time_machine.travel(datetime.now(UTC) - timedelta(hours=2)).start()
+
+threading.Thread(target=jump, daemon=True).start()
+sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, to put the clock back")
-def test_a_clock_that_jumps_back_changes_nothing(experiment: Path, whole: Path, tmp_path: Path) -> None:
-    """In all processes: the driver's, Ray's and the workers'."""
-    library, signal_file, directory = tmp_path / "clock.so", tmp_path / "back", whole.with_name("cut")
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"],
-        input=CLOCK,
-        text=True,
-        check=True,
-    )
+def test_a_clock_that_jumps_back_changes_nothing(
+    experiment: Path, whole: Path, tmp_path: Path, ledger: Ledger
+) -> None:
+    """The driver's: workers look at no clock but the monotonic one, which never jumps."""
+    jump, directory = tmp_path / "jump", whole.with_name("cut")
+    arguments = [str(jump), str(experiment), "--name", "cut", *LONG, *settings("resources.trial_timeout=60")]
     process = subprocess.Popen(
-        command(experiment, "--name", "cut", *LONG),
-        env={**os.environ, "LD_PRELOAD": str(library), "CLOCK_BACK": str(signal_file)},
+        [sys.executable, "-c", RUN_WITH_A_CLOCK_THAT_JUMPS, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     wait_for_evaluations(directory, "full-000", more=7)
-    signal_file.touch()
+    waited = seconds_until_training(directory, "full-000", jump.touch)
     finish(process)
+    ledger.enter("the clock jumps back", "two hours, in the driver", directory, 2, waited)
     assert_same(directory, whole)
     trials = load(directory).trials.set_index("trial_id")
     assert trials.started_at["lora-000"] < trials.started_at["full-000"], "the clock did not jump"

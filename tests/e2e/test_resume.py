@@ -10,12 +10,16 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
 
 from orchestrator.run import main
 from results import load
+
+if TYPE_CHECKING:
+    from conftest import Ledger
 from runs import assert_same, evaluations, finish, journal, settings, start, wait_for
 
 ONE_SLOT = [
@@ -82,27 +86,30 @@ def test_a_run_that_dies_three_times_is_the_run_that_did_not(experiment: Path, t
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(int(os.environ.get("SOAK_RUNS", "4"))))
 def test_a_driver_killed_at_random_moments_loses_nothing(
-    experiment: Path, tmp_path: Path, seed: int, record_property: pytest.RecordProperty
+    experiment: Path, tmp_path: Path, seed: int, ledger: Ledger
 ) -> None:
     finish(start(experiment, "--name", "whole", *ONE_SLOT))
     directory, dice = tmp_path / "runs" / "cut", random.Random(seed)
     process = start(experiment, "--name", "cut", *ONE_SLOT)
-    kills, phases = 0, []
+    waited: dict[str, list[float]] = {"search": [], "confirm": []}
     wait_for(lambda: (directory / "experiment.json").exists())
-    while kills < 8:
+    for _ in range(8):
         if dice.random() < 0.8:  # else while it starts
             wait_for_news(directory, process)
         time.sleep(dice.uniform(0, 2.5))
         if process.poll() is not None:
             break
         kill(process)
-        kills += 1
-        phases.append("confirm" if any(row["phase"] == "confirm" for row in journal(directory)) else "search")
+        killed_at = time.monotonic()
+        is_confirm = any(row["phase"] == "confirm" for row in journal(directory))
         process = start("--resume", directory)
+        wait_for_news(directory, process)
+        waited["confirm" if is_confirm else "search"].append(time.monotonic() - killed_at)
     finish(process)
     assert_same(directory, tmp_path / "runs" / "whole")
-    record_property("kills", kills)
-    print(f"seed {seed}: killed {kills} times, in {', '.join(phases)}")
+    for phase, seconds in waited.items():
+        for one in seconds:
+            ledger.enter(f"the driver dies in the {phase}", "SIGKILL at a random moment", directory, 12, one)
 
 
 def test_a_run_may_grow_and_may_not_become_another(

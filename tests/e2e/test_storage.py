@@ -74,7 +74,7 @@ def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_whi
     begun = recorded(run, "lora-000")
     wait_for(lambda: recorded(run, "lora-000") >= begun + 2)
     s3.mode = "fail"
-    time.sleep(8)
+    time.sleep(4)
     assert s3.refused > 5
     s3.mode = "pass"
     out = finish(resumed)

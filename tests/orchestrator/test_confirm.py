@@ -11,13 +11,13 @@ import pytest
 import ray
 from rich.console import Console
 
-from orchestrator.confirm import confirm, confirm_trials
+from orchestrator.confirm import confirm_trials
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.phases import run_phases
 from orchestrator.prepare import prepare
 from orchestrator.progress import Display
 from orchestrator.provenance import collect_provenance
 from orchestrator.recorder import Recorder
-from orchestrator.search import search
 from orchestrator.worker import share
 
 
@@ -63,13 +63,11 @@ def test_the_search_ends_well_beside_a_test_split_that_raises_when_it_is_read(ex
     with Display(Console(quiet=True), experiment, []) as display:
         recorder = Recorder(experiment, collect_provenance(experiment, prepared), directory, [display], print)
         inputs = replace(share(experiment, prepared, directory), test=ray.put(Planted()))
-        assert search(inputs, recorder, 2)
-        searched = recorder.of_phase("search")
-        assert [trial.status for trial in searched] == ["completed"] * 4
-        # The plant works: the confirm phase does read it.
-        assert confirm(inputs, recorder, 2)
-        confirmed = recorder.of_phase("confirm")
+        assert run_phases(inputs, recorder, 2)
+        searched, confirmed = recorder.of_phase("search"), recorder.of_phase("confirm")
         recorder.close()
+    assert [trial.status for trial in searched] == ["completed"] * 4
+    # The plant works: the confirm phase does read it.
     assert [trial.status for trial in confirmed] == ["failed"] * 4
     assert all("the test split was read" in (trial.error or "") for trial in confirmed)
 
@@ -84,4 +82,4 @@ def test_all_methods_have_the_same_fresh_seeds(experiment: Experiment) -> None:
 
 
 def test_a_search_without_trials_has_nothing_to_confirm() -> None:
-    assert confirm_trials([], ["head", "lora"], 5) == []
+    assert confirm_trials([], "lora", 5) == []

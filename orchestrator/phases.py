@@ -1,0 +1,174 @@
+"""Both phases as one Ray Tune experiment: workers stay warm, and no slot waits for the slowest trial."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from orchestrator.budget import Purse
+from orchestrator.confirm import confirm_trials
+from orchestrator.experiment import Assignment
+from orchestrator.limiter import RoomLimiter
+from orchestrator.lost_workers import count_lost_workers
+from orchestrator.ranks import MultiProcessTrialWorker, placement
+from orchestrator.recorder import Recorder, assignment_of
+from orchestrator.reports import ASSIGNMENT, OBJECTIVE
+from orchestrator.search import make_brackets, make_studies
+from orchestrator.studies import MethodStudies
+from orchestrator.worker import Inputs
+
+TUNE_ENVIRONMENT = {
+    # Ours are the only loggers and the only reports; the metric is absent from the result of a failed trial.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "600",
+    # A run is continued from its journal alone; Tune would write its own state anew every ten seconds.
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class Phases(Searcher):
+    """Suggest the trials of the search; those that confirm a method follow once its search has ended.
+
+    Arguments:
+        studies: of the search.
+        recorder: knows how trials ended, and which trials an earlier process had begun.
+        seeds: of the confirm phase.
+    """
+
+    def __init__(self, studies: MethodStudies, recorder: Recorder, seeds: int) -> None:
+        super().__init__(metric=OBJECTIVE, mode="max")
+        self._studies = studies
+        self._recorder = recorder
+        self._seeds = seeds
+        self._unconfirmed = list(studies.methods)  # whose search has not ended
+        self._waiting: list[Assignment] = []
+        self._confirming: set[str] = set()  # by Tune's id
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        return True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every trial of both phases has been suggested and has ended."""
+        self._plan_confirmation()
+        return self._studies.is_done and not self._waiting and not self._confirming
+
+    def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:  # type: ignore[override]
+        searching = self._studies.suggest(trial_id)
+        if searching != Searcher.FINISHED:
+            return searching
+        self._plan_confirmation()
+        if self._waiting:
+            self._confirming.add(trial_id)
+            return {ASSIGNMENT: asdict(self._waiting.pop(0))}
+        # A trial that runs may be the last of its method's search.
+        return None if self._unconfirmed else Searcher.FINISHED
+
+    def _plan_confirmation(self) -> None:
+        """Find the methods whose search has ended, and what is missing of their confirmation.
+
+        Trials that confirm what is not the best any more, as after a search has grown, are forgotten.
+        """
+        for method in [one for one in self._unconfirmed if self._studies.has_ended(one)]:
+            self._unconfirmed.remove(method)
+            planned = confirm_trials(self._recorder.of_phase("search"), method, self._seeds)
+            begun = [*self._recorder.of_phase("confirm"), *self._recorder.unfinished("confirm")]
+            stale = [
+                trial for trial in begun if trial.spec.method == method and trial.assignment not in planned
+            ]
+            self._recorder.forget(stale)
+            done = {trial.spec.trial_id for trial in self._recorder.of_phase("confirm")}
+            self._waiting += [trial for trial in planned if trial.trial_id not in done]
+        # Methods take turns.
+        self._waiting.sort(key=lambda trial: trial.number)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id not in self._confirming:
+            self._studies.on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        if trial_id in self._confirming:
+            self._confirming.remove(trial_id)
+        else:
+            self._studies.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the journal is the only state a run needs."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a run is continued from its journal, not from Ray's state files")
+
+
+def run_phases(
+    inputs: Inputs, recorder: Recorder, concurrent: int | None, callbacks: Sequence[tune.Callback] = ()
+) -> bool:
+    """Run the trials of both phases to their end, or until they are interrupted; say whether all have ended.
+
+    Arguments:
+        inputs: what trials read.
+        recorder: journals what trials report. What has ended already is not run again, what had begun goes
+            on: studies, brackets and purses are told.
+        concurrent: most trials at once; None is what the cluster has room for. Suggestions wait for a free
+            slot, so that with one slot each study has seen all its earlier results, and the run is
+            deterministic.
+        callbacks: are told of trials besides the recorder.
+    """
+    os.environ.update(TUNE_ENVIRONMENT)
+    count_lost_workers()
+    experiment = inputs.experiment
+    resources = experiment.resources
+    purse = Purse(experiment.budget) if experiment.budget.unit else None
+    studies, brackets = make_studies(experiment, purse), make_brackets(experiment, purse)
+    finished, unfinished = recorder.of_phase("search"), recorder.unfinished("search")
+    studies.replay(
+        ((trial.assignment, trial.objective) for trial in finished),
+        [trial.assignment for trial in unfinished],
+    )
+    for trial in [*finished, *unfinished]:
+        brackets.replay(trial.spec.method, trial.spec.trial_id, trial.best_so_far)
+        if purse:
+            purse.replay(trial)
+    phases = Phases(studies, recorder, experiment.confirm.seeds)
+    if phases.is_done:
+        return True
+    worker = inputs.trainable
+    if resources.workers_per_trial > 1:
+        worker = tune.with_parameters(MultiProcessTrialWorker, inputs=inputs)
+    tuner = tune.Tuner(
+        tune.with_resources(worker, placement(resources)),
+        tune_config=tune.TuneConfig(
+            search_alg=phases if concurrent else RoomLimiter(phases, resources),
+            scheduler=brackets,
+            num_samples=-1,  # until the searcher says that it is finished
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(inputs.directory / "ray"),
+            callbacks=[recorder, *callbacks],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # workers save states
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    return phases.is_done
+
+
+def _trial_name(trial: tune.experiment.Trial) -> str:
+    return assignment_of(trial).trial_id
