@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment, ResourceSettings
+from results.remote import RemoteDirectory, StorageError
 
 CONNECT_SECONDS = 10
 """How long an address may take to answer."""
@@ -42,7 +43,7 @@ ADDRESSES = (
 
 GIVE_TOKEN = "set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
 
-SHARED_STORAGE = "expected a directory that all nodes share (EFS, NFS): set storage to one"
+SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
 
 PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
 """What workers need of the project."""
@@ -180,7 +181,35 @@ def check_shared(experiment: Experiment, where: str) -> None:
     Raises:
         ExperimentError: naming the nodes that do not see it.
     """
-    storage = Path(experiment.storage).expanduser().absolute()
+    if experiment.uri:
+        _check_writable(experiment.storage, where)
+    else:
+        _check_seen(experiment.storage, where)
+    model = Path(experiment.model.path).expanduser().absolute()
+    if experiment.model.trust_remote_code and model.is_dir() and (blind := _nodes_without(model)):
+        raise ExperimentError(
+            [
+                f"{where}: model.path: {model} has Python code that each node reads, and is not seen by"
+                f" {', '.join(blind)}"
+            ]
+        )
+
+
+def _check_writable(uri: str, where: str) -> None:
+    """Refuse a URI that not all nodes can write to."""
+    problems = [
+        f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own,"
+        " such as a role of the machine, and the packages that the URI takes"
+        for address, trouble in _on_each_node(_trouble_with, uri).items()
+        if trouble != ""
+    ]
+    if problems:
+        raise ExperimentError(problems)
+
+
+def _check_seen(directory: str, where: str) -> None:
+    """Refuse a directory that not all nodes see."""
+    storage = Path(directory).expanduser().absolute()
     if WORKING_DIRECTORIES in storage.parts:
         raise ExperimentError(
             [f"{where}: storage: {storage} is in a job's own directory, which Ray removes; {SHARED_STORAGE}"]
@@ -192,32 +221,43 @@ def check_shared(experiment: Experiment, where: str) -> None:
         blind = _nodes_without(token)
     finally:
         token.unlink()
-    problems = [f"storage: {storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"] if blind else []
-    model = Path(experiment.model.path).expanduser().absolute()
-    if experiment.model.trust_remote_code and model.is_dir() and (blind := _nodes_without(model)):
-        problems.append(
-            f"model.path: {model} has Python code that each node reads, and is not seen by {', '.join(blind)}"
+    if blind:
+        raise ExperimentError(
+            [f"{where}: storage: {storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"]
         )
-    if problems:
-        raise ExperimentError([f"{where}: {problem}" for problem in problems])
 
 
 def _nodes_without(path: Path) -> list[str]:
     """Return the addresses of the nodes on which a path does not exist."""
+    return [node for node, is_there in _on_each_node(_exists, str(path)).items() if not is_there]
+
+
+def _on_each_node(task: Any, argument: str) -> dict[str, Any]:
+    """Return what a task returns on every node, by address; None of a node that does not answer."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    answers = [_exists.options(scheduling_strategy=one).remote(str(path)) for one in on]
+    answers = [task.options(scheduling_strategy=one).remote(argument) for one in on]
     ready, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
-    return sorted(
-        node["NodeManagerAddress"]
+    found = {
+        node["NodeManagerAddress"]: ray.get(answer) if answer in ready else None
         for node, answer in zip(nodes, answers, strict=True)
-        if answer not in ready or not ray.get(answer)
-    )
+    }
+    return dict(sorted(found.items()))
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _exists(path: str) -> bool:
     return Path(path).exists()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _trouble_with(uri: str) -> str:
+    """Say why a node cannot write to a URI; nothing if it can."""
+    try:
+        RemoteDirectory(uri).probe()
+    except StorageError as error:
+        return str(error)
+    return ""
 
 
 def check_directory(directory: Path) -> None:

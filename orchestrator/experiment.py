@@ -13,8 +13,10 @@ from typing import Any, Literal, Self
 from optuna.distributions import BaseDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from results.remote import StorageError, below, check_uri, is_uri, name_and_parent
 from search_spaces import default_space, extremes, nearest, parse_distribution
 from search_spaces.parsing import parse_names, split_names
+from trainables.embedded import cache_directory
 from trainables.methods import METHODS
 from trainables.parallel import Parallelism
 from trainables.settings import (
@@ -231,7 +233,11 @@ class Experiment(Settings):
     )
     resources: ResourceSettings = Field(ResourceSettings(), description="what one trial gets")
     logging: LoggingSettings = Field(LoggingSettings(), description="other programs that show the trials")
-    storage: PathText = Field("runs", min_length=1, description="directory of run directories")
+    storage: PathText = Field(
+        "runs",
+        min_length=1,
+        description="directory of run directories: a path, or a URI such as s3://bucket/runs",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -269,10 +275,31 @@ class Experiment(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_storage(self) -> Self:
+        if is_uri(self.storage):
+            try:
+                check_uri(self.storage)
+            except StorageError as error:
+                raise ValueError(f"storage: {error}") from None
+        return self
+
+    @property
+    def uri(self) -> str | None:
+        """The URI of the run, where its storage is one."""
+        return below(self.storage, self.name) if is_uri(self.storage) else None
+
     @property
     def run_directory(self) -> Path:
-        """The directory that the experiment owns, absolute."""
+        """The directory that the experiment owns, absolute; the driver's copy of it, where it has a URI."""
+        if self.uri:
+            return local_copy(self.uri)
         return (Path(self.storage).expanduser() / self.name).absolute()
+
+    @property
+    def location(self) -> str:
+        """Where a person finds the run."""
+        return self.uri or str(self.run_directory)
 
     def space(self, method: str) -> dict[str, BaseDistribution]:
         """Return a method's search space."""
@@ -322,6 +349,12 @@ class Experiment(Settings):
             ),
             threads=max(1, int(self.resources.cpus_per_trial)),
         )
+
+
+def local_copy(uri: str) -> Path:
+    """Return where this machine keeps its copy of a run while it is its driver."""
+    digest = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()
+    return cache_directory() / "runs" / digest[:16] / name_and_parent(uri)[0]
 
 
 def derive_seed(*parts: object) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.secrets import credentials_in
+from orchestrator.storage import is_taken
 from trainables.methods import METHODS
 
 DEMO: Mapping[str, Any] = {
@@ -91,7 +91,7 @@ def load_continued(
         ExperimentError: with all problems found.
     """
     values = _read(file) if file else recorded.model_dump(mode="json")
-    wanted = _make(values, overrides, methods, recorded.name, str(file or recorded.run_directory))
+    wanted = _make(values, overrides, methods, recorded.name, str(file or recorded.location))
     return wanted.model_copy(update={"storage": recorded.storage})
 
 
@@ -121,7 +121,7 @@ def with_free_name(experiment: Experiment) -> Experiment:
     """Return the experiment under the first of NAME, NAME-2, NAME-3, ... that has no run directory."""
     names = chain([experiment.name], (f"{experiment.name}-{number}" for number in count(2)))
     named = (experiment.model_copy(update={"name": name}) for name in names)
-    return next(one for one in named if not os.path.exists(one.run_directory))
+    return next(one for one in named if not is_taken(one))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def render(
         f"base model: {prepared.base.path}, {experiment.model.dtype}",
         *(f"{name}: {how}" for name, how in prepared.data.splits.items()),
         f"labels: {', '.join(prepared.data.labels)}",
-        f"results would be in {experiment.run_directory}",
+        f"results would be in {experiment.location}",
     ]
     return Group(table, *map(Text, lines))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.storage import is_taken
 from search_spaces import extremes
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
@@ -68,20 +69,11 @@ def check_run_directory(experiment: Experiment, where: str = "experiment") -> No
     Raises:
         ExperimentError: saying which.
     """
-    directory = experiment.run_directory
-    try:
-        directory.lstat()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
+    if is_taken(experiment, where):
         raise ExperimentError(
-            [f"{where}: storage: {error}; expected a directory of run directories"]
-        ) from None
-    else:
-        raise ExperimentError(
-            [f"{where}: name: {directory} exists already; choose another --name or remove it"]
+            [f"{where}: name: {experiment.location} exists already; choose another --name or remove it"]
         )
-    parent = next(one for one in directory.parents if one.exists())
+    parent = next(one for one in experiment.run_directory.parents if one.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ExperimentError([f"{where}: storage: {parent} cannot be written to; expected one that can"])
 

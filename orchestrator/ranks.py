@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -89,10 +91,16 @@ class Ranks:
                 use_gpu=resources.gpus_per_trial > 0,
                 resources_per_worker=worker_resources(resources),
             ),
-            run_config=RunConfig(storage_path=str(self._inputs.directory / "ray" / "train")),
+            run_config=RunConfig(storage_path=str(self._rays_directory() / "train")),
         )
         self._fit = Thread(target=_fit, args=(trainer, self._board), daemon=True)
         self._fit.start()
+
+    def _rays_directory(self) -> Path:
+        """Return where Ray Train keeps its files; of a run with a URI, only its driver has a directory."""
+        if self._inputs.experiment.uri:
+            return Path(tempfile.gettempdir()) / f"ray-train-{os.getuid()}"
+        return self._inputs.directory / "ray"
 
     def _order(self, verb: str, *arguments: Any) -> Any:
         ray.get(self._board.give.remote((verb, arguments)))

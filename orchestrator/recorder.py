@@ -19,7 +19,6 @@ from orchestrator.experiment import Assignment, Experiment, Phase
 from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Earlier, Provenance, TrialHistory, trial_record
-from orchestrator.states import remove_states
 from results.store import Snapshots, remove_record, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
@@ -56,6 +55,8 @@ class Recorder(tune.Callback):
         watchers: are told of every change.
         report: is told what a person should know at once.
         earlier: trials of the run that an earlier process started.
+        drop: removes what is called ``states/TRIAL`` or ``checkpoints/TRIAL``, where workers do not write it
+            into the run directory.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class Recorder(tune.Callback):
         watchers: Sequence[Watcher],
         report: Callable[[str], None],
         earlier: Earlier = NOTHING,
+        drop: Callable[[str], None] | None = None,
     ) -> None:
         self._experiment = experiment
         self._provenance = provenance
         self._directory = directory
         self._watchers = watchers
         self._report = report
+        self._drop = drop or self._drop_here
         self._snapshots = Snapshots(directory)
         self._next_snapshot = 0.0
         self._kept_at: dict[str, float] = {}  # when a running trial last had nothing to lose
@@ -147,8 +150,8 @@ class Recorder(tune.Callback):
         """Remove trials, and all they left."""
         for trial in trials:
             key = trial.spec.trial_id
-            remove_states(self._directory, key)
-            shutil.rmtree(self._directory / "checkpoints" / key, ignore_errors=True)
+            self._drop(f"states/{key}")
+            self._drop(f"checkpoints/{key}")
             remove_record(self._directory, key)
             self.trials.pop(key, None)
             self._unfinished.pop(key, None)
@@ -177,7 +180,7 @@ class Recorder(tune.Callback):
             self.on_trial_start(0, [], trial)
         history = self.trials[trial_id]
         self._update(replace(history, status=status, error=error, ended_at=datetime.now(UTC)))
-        remove_states(self._directory, trial_id)
+        self._drop(f"states/{trial_id}")
         self._keep(self.trials[trial_id])
         self._drop_losers(history.spec.method, history.assignment.phase)
 
@@ -225,10 +228,13 @@ class Recorder(tune.Callback):
         """Delete the checkpoints of all but the method's best ended trials of a phase."""
         keepers = self._keepers[method, phase]
         for key in keepers - self._winners(keepers):
-            shutil.rmtree(self._directory / "checkpoints" / key, ignore_errors=True)
+            self._drop(f"checkpoints/{key}")
             self.trials[key] = replace(self.trials[key], keeps_checkpoint=False)
             self._journal(self.trials[key])
             keepers.remove(key)
+
+    def _drop_here(self, name: str) -> None:
+        shutil.rmtree(self._directory / name, ignore_errors=True)
 
     def _winners(self, keepers: set[str]) -> set[str]:
         ended = [self.trials[key] for key in keepers]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import check_fingerprints, prepare
 from results import load
 from results.errors import ResultSetError
+from results.remote import StorageError
 from trainables.trial import TrialSpec, run_trial
 
 COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
@@ -29,13 +29,11 @@ class Reproduction:
     differences: tuple[str, ...]
 
 
-def reproduce(
-    run_directory: Path, trial_id: str, report: Callable[[str], None], trusts: bool = False
-) -> Reproduction:
+def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bool = False) -> Reproduction:
     """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
 
     Arguments:
-        run_directory: of the run.
+        run: its directory, a path or a URI.
         trial_id: which of its trials.
         report: is told what takes long.
         trusts: run Python code that comes with its model. That its settings say so is not enough: somebody
@@ -45,18 +43,18 @@ def reproduce(
         ExperimentError: if there is no such run or trial, its data or base model is another one now, or it
             was trained on a GPU and here is none.
     """
-    row, curve = _recorded(run_directory, trial_id)
-    experiment, spec = _settings(row, str(run_directory))
+    row, curve = _recorded(run, trial_id)
+    experiment, spec = _settings(row, run)
     if experiment.model.trust_remote_code and not trusts:
         raise ExperimentError(
             [
-                f"{run_directory}: {experiment.model.path} brings Python code that would run here, which"
+                f"{run}: {experiment.model.path} brings Python code that would run here, which"
                 " whoever made this run trusted; if you do, too: --set model.trust_remote_code=true"
             ]
         )
     prepared = prepare(experiment, report)
-    check_fingerprints(row, prepared, str(run_directory))
-    trial = run_trial(spec, prepared.data, prepared.base, None, device=_device_of(row, run_directory))
+    check_fingerprints(row, prepared, run)
+    trial = run_trial(spec, prepared.data, prepared.base, None, device=_device_of(row, run))
     points = islice(trial, len(curve))
     differences = [
         f"evaluation {point.evaluation}: {column} was {recorded[column]!r}, is {getattr(point, column)!r}"
@@ -80,33 +78,31 @@ def _settings(row: dict[str, Any], where: str) -> tuple[Experiment, TrialSpec]:
         ) from None
 
 
-def _device_of(row: Mapping[str, Any], run_directory: Path) -> torch.device:
+def _device_of(row: Mapping[str, Any], run: str) -> torch.device:
     """Return the kind of device that trained a recorded trial; another kind gives other numbers."""
     kind = str(row["device"]).partition(":")[0]
     if kind not in ("cpu", "cuda"):
-        raise ExperimentError(
-            [f"{run_directory}: device of {row['trial_id']}: expected cpu or cuda, got {kind!r}"]
-        )
+        raise ExperimentError([f"{run}: device of {row['trial_id']}: expected cpu or cuda, got {kind!r}"])
     if kind == "cuda" and not torch.cuda.is_available():
         raise ExperimentError(
             [
-                f"{run_directory}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU"
+                f"{run}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU"
                 " here; expected a machine with one"
             ]
         )
     return torch.device(kind)
 
 
-def _recorded(run_directory: Path, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _recorded(run: str, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
-        results = load(run_directory)
-    except (FileNotFoundError, ResultSetError) as error:
+        results = load(run)
+    except (FileNotFoundError, ResultSetError, StorageError) as error:
         raise ExperimentError([str(error)]) from None
     trials = results.trials[results.trials.trial_id == trial_id]
     if trials.empty:
         known = ", ".join(results.trials.trial_id)
-        raise ExperimentError([f"{run_directory}: no trial {trial_id!r}; it has {known}"])
+        raise ExperimentError([f"{run}: no trial {trial_id!r}; it has {known}"])
     curve = results.metrics[results.metrics.trial_id == trial_id].sort_values("evaluation")
     if curve.empty:
-        raise ExperimentError([f"{run_directory}: {trial_id} has no evaluation to compare with"])
+        raise ExperimentError([f"{run}: {trial_id} has no evaluation to compare with"])
     return trials.iloc[0].to_dict(), curve.to_dict("records")

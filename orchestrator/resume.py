@@ -12,10 +12,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from orchestrator.errors import ExperimentError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, local_copy
 from orchestrator.rows import Earlier, TrialHistory, trial_history
 from orchestrator.states import saved_evaluation
 from results.errors import ResultSetError
+from results.remote import is_uri, name_and_parent
 from results.store import TrialRecord, read_journal
 
 UNFINISHED: Final = ("running", "interrupted")
@@ -52,17 +53,23 @@ def _user(uid: int) -> str:
         return f"user {uid}"
 
 
-def read_run(directory: Path) -> Experiment:
+def run_directory(run: str) -> Path:
+    """Return the directory that a path or a URI names; of a URI, where its driver keeps a copy."""
+    return local_copy(run) if is_uri(run) else Path(run)
+
+
+def read_run(run: str) -> Experiment:
     """Read the experiment that a run directory belongs to.
 
     Raises:
         ExperimentError: if there is none, or it was moved to another name.
     """
+    directory = run_directory(run)
     file = directory / "experiment.json"
     try:
         experiment = Experiment.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ExperimentError([f"{directory}: no experiment.json; expected a run directory"]) from None
+        raise ExperimentError([f"{run}: no experiment.json; expected a run directory"]) from None
     except OSError as error:
         raise ExperimentError([f"{file}: could not be read: {error.strerror}"]) from None
     except ValidationError as error:
@@ -75,10 +82,9 @@ def read_run(directory: Path) -> Experiment:
         ) from None
     where = directory.absolute()
     if where.name != experiment.name:
-        raise ExperimentError(
-            [f"{directory}: expected a directory named {experiment.name}, as its experiment"]
-        )
-    return experiment.model_copy(update={"storage": str(where.parent)})
+        raise ExperimentError([f"{run}: expected a directory named {experiment.name}, as its experiment"])
+    storage = name_and_parent(run)[1] if is_uri(run) else str(where.parent)
+    return experiment.model_copy(update={"storage": storage})
 
 
 def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:

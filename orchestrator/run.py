@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from orchestrator.cluster import Cluster
     from orchestrator.experiment import Experiment
+    from orchestrator.mirror import Mirror, Stamp
     from orchestrator.prepare import Prepared
     from orchestrator.probing import Fitted
     from orchestrator.rows import Earlier
@@ -80,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="auto|HOST:PORT|ray://HOST:PORT",
         help="join this Ray cluster (also RAY_ADDRESS); without it, Ray starts on this machine",
     )
-    parser.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this directory")
+    parser.add_argument("--resume", metavar="RUN", help="continue the run in this directory, a path or a URI")
     parser.add_argument(
         "--trust-owner", action="store_true", help="resume a run in the directory of another user"
     )
@@ -110,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.reproduce:
-            return _reproduce(Path(options.reproduce[0]), options.reproduce[1], trusts)
+            run, trial_id = options.reproduce
+            return _reproduce(run, trial_id, trusts)
         if (options.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
             return _run_on_head(options)
         return _run(options)
@@ -130,8 +132,7 @@ def _run(options: argparse.Namespace) -> int:
             # Imported here, where what libraries print goes to the log.
             from orchestrator.ownership import make_run_directory, only_driver, write_experiment
 
-            if options.resume:
-                _hold(options, held)
+            there = _hold(options, held) if options.resume else {}
             prepare = _prepare_again if options.resume else _prepare
             experiment, prepared, earlier, cluster = prepare(options, console)
             fitted = None
@@ -150,30 +151,52 @@ def _run(options: argparse.Namespace) -> int:
         else:
             make_run_directory(experiment, str(options.experiment or "built-in experiment"))
             held.enter_context(only_driver(directory))
-        with open(directory / "log.txt", "ab") as log:
-            chatter.seek(0)
-            shutil.copyfileobj(chatter, log)
-            log.flush()
-            with quiet(log) as console:
-                try:
-                    return _run_phases(experiment, prepared, earlier, cluster, console)
-                except KeyboardInterrupt:
-                    command = f"python -m orchestrator.run --resume {shlex.quote(str(directory))}"
-                    said = f"interrupted; what finished is kept. Continue with: {command}"
-                    console.print(said, highlight=False, soft_wrap=True)
-                    return 130
+        mirror = None
+        if experiment.uri:
+            from orchestrator.mirror import Mirror
+
+            mirror = Mirror(directory, experiment.uri, there)
+        try:
+            with open(directory / "log.txt", "ab") as log:
+                chatter.seek(0)
+                shutil.copyfileobj(chatter, log)
+                log.flush()
+                with quiet(log) as console:
+                    try:
+                        return _run_phases(experiment, prepared, earlier, cluster, mirror, console)
+                    except KeyboardInterrupt:
+                        command = f"python -m orchestrator.run --resume {shlex.quote(experiment.location)}"
+                        said = f"interrupted; what finished is kept. Continue with: {command}"
+                        console.print(said, highlight=False, soft_wrap=True)
+                        return 130
+        finally:
+            if mirror:
+                mirror.finish(print)
 
 
-def _hold(options: argparse.Namespace, held: ExitStack) -> None:
-    """Take hold of a run that is to be continued."""
+def _hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None]:
+    """Take hold of a run that is to be continued; return what of its copy is at its URI, if it has one."""
     from orchestrator.ownership import only_driver
-    from orchestrator.resume import check_owner, read_run
+    from orchestrator.resume import check_owner, read_run, run_directory
+    from results.remote import is_uri
 
+    directory = run_directory(options.resume)
+    if is_uri(options.resume):
+        from orchestrator.mirror import fetch
+
+        directory.mkdir(parents=True, exist_ok=True)
+        held.enter_context(only_driver(directory))
+        there = fetch(options.resume, directory)
+        if not (directory / "experiment.json").exists():
+            shutil.rmtree(directory)
+        read_run(options.resume)
+        return there
     read_run(options.resume)
     if not options.trust_owner:
-        check_owner(options.resume)
+        check_owner(directory)
     if not options.dry_run:
-        held.enter_context(only_driver(options.resume))
+        held.enter_context(only_driver(directory))
+    return {}
 
 
 def _fit(
@@ -210,9 +233,12 @@ def _prepare(
     from orchestrator.loading import load_experiment, with_free_name
     from orchestrator.prepare import check_run_directory, prepare
     from orchestrator.rows import Earlier
+    from orchestrator.storage import check_storage
 
     where = str(options.experiment or "built-in experiment")
     experiment = load_experiment(options.experiment, options.overrides, _methods(options), options.name)
+    if not options.dry_run:
+        check_storage(experiment, where)
     if options.experiment is None and options.name is None:
         experiment = with_free_name(experiment)
     if not options.dry_run:
@@ -229,15 +255,18 @@ def _prepare_again(
     from orchestrator.loading import load_continued
     from orchestrator.prepare import check_fingerprints, prepare
     from orchestrator.resume import check_growth, earlier_trials, read_run
+    from orchestrator.storage import check_storage
 
-    where = str(options.resume)
+    where = options.resume
     recorded = read_run(options.resume)
     experiment = load_continued(recorded, options.experiment, options.overrides, _methods(options))
     check_growth(recorded, experiment, str(options.experiment or where))
+    if not options.dry_run:
+        check_storage(experiment, where)
     _check_loggers(experiment, where, reach=True)
     cluster = _join(options, experiment, where)
     prepared = prepare(experiment, console.print, where)
-    earlier, rows = earlier_trials(options.resume, experiment, prepared.data.labels)
+    earlier, rows = earlier_trials(experiment.run_directory, experiment, prepared.data.labels)
     if rows:
         check_fingerprints(rows[0], prepared, where)
     done, going_on = len(earlier.finished), len(earlier.unfinished)
@@ -284,6 +313,7 @@ def _run_phases(
     prepared: Prepared,
     earlier: Earlier,
     cluster: Cluster | None,
+    mirror: Mirror | None,
     console: Console,
 ) -> int:
     """Search, confirm, show what came out, and return the exit status.
@@ -311,7 +341,9 @@ def _run_phases(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     directory = experiment.run_directory
-    console.print(f"{experiment.name}: results and log.txt in {directory}", highlight=False, soft_wrap=True)
+    say(f"{experiment.name}: results and log.txt in {experiment.location}")
+    if mirror:
+        mirror.start(say)
     cluster = cluster or connect(None)
     if cluster.dashboard:
         console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
@@ -324,7 +356,9 @@ def _run_phases(
         with Display(console, experiment, done) as display, TrialMetrics(experiment, done) as metrics:
             provenance = collect_provenance(experiment, prepared)
             watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, done)]
-            recorder = Recorder(experiment, provenance, directory, watchers, say, earlier)
+            recorder = Recorder(
+                experiment, provenance, directory, watchers, say, earlier, mirror.drop if mirror else None
+            )
             watchdog = Watchdog(experiment.resources.trial_timeout, say)
             others = [watchdog, *make_loggers(experiment, directory, say, earlier.unfinished)]
             inputs = share(experiment, prepared, directory)
@@ -340,21 +374,21 @@ def _run_phases(
     if here and not cluster.is_joined:  # whose nodes come and go
         slots = cluster.slots(experiment)
         console.print(time_spent(here, slots, started, time.time() - started), highlight=False)
-    console.print(f'pandas.read_parquet("{directory}/trials.parquet")', highlight=False, soft_wrap=True)
+    say(f'pandas.read_parquet("{experiment.location}/trials.parquet")')
     if not is_whole:
         raise KeyboardInterrupt
     page = write_report(results, directory / "report")
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    say(f"report: {experiment.location}/report/{page.name}")
     return 0 if results.trials.validation_accuracy.notna().any() else 1
 
 
-def _reproduce(run_directory: Path, trial_id: str, trusts: bool) -> int:
+def _reproduce(run: str, trial_id: str, trusts: bool) -> int:
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
         from orchestrator.reproduce import reproduce
 
-        outcome = reproduce(run_directory, trial_id, console.print, trusts)
+        outcome = reproduce(run, trial_id, console.print, trusts)
     if not outcome.differences:
         print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")
         return 0

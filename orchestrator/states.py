@@ -53,11 +53,6 @@ def saved_evaluation(run_directory: Path, spec: TrialSpec) -> int:
     return max((int(name.partition("-")[0]) for name in names), default=0)
 
 
-def remove_states(run_directory: Path, trial_id: str) -> None:
-    """Remove what a trial saved that has ended."""
-    shutil.rmtree(_of(run_directory, trial_id), ignore_errors=True)
-
-
 def _of(run_directory: Path, trial_id: str) -> Path:
     return run_directory / "states" / trial_id
 

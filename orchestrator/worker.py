@@ -20,6 +20,7 @@ from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment, Phase, ResourceSettings
 from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from orchestrator.scratch import Scratch
 from orchestrator.secrets import redact
 from orchestrator.states import read_state, save_state
 from results.show import describe_hyperparameters
@@ -112,25 +113,31 @@ class TrialProcess:
         self._group = group
         self._device = trial_device(inputs.experiment.resources)
         self._base, self._data = ray.get(inputs.base), ray.get(inputs.data)
+        self._scratch = Scratch(inputs.experiment.uri) if inputs.experiment.uri else None
+        self._directory = self._scratch.directory if self._scratch else inputs.directory
 
     def begin(self, assignment: Assignment) -> Start:
         """Begin a trial, or go on with it from its last state."""
         spec = self._inputs.experiment.trial_spec(assignment)
-        state, damage = read_state(self._inputs.directory, spec)
+        if self._scratch:
+            self._scratch.begin(spec.trial_id)
+        state, damage = read_state(self._directory, spec)
         start = Start(state.progress, damage)
         self._curve = self._run(spec, state, assignment.phase)
         return start
 
     def _run(self, spec: TrialSpec, state: TrialState, phase: Phase) -> Iterator[Evaluation]:
-        directory = self._inputs.directory
+        directory, scratch = self._directory, self._scratch
         check_directory(directory)
         # The search never sees the test split.
         test = ray.get(self._inputs.test) if phase == "confirm" else None
         checkpoint = directory / "checkpoints" / spec.trial_id
-        inputs = (spec, self._data, self._base, checkpoint, test, state, self._group, self._device)
+        inputs = (spec, self._data, self._base, checkpoint, test, state, self._group, self._device, scratch)
         for point in run_trial(*inputs):
             yield point
             save_state(directory, spec, state, writes=self._group.rank == 0)
+            if scratch and self._group.rank == 0:
+                scratch.saved(spec.trial_id)
 
     def advance(self) -> Evaluation:
         """Save the trial's state, once it has one, and train until the next evaluation."""
@@ -139,6 +146,8 @@ class TrialProcess:
     def close(self) -> None:
         """Let go of the trial, and of its memory."""
         self._curve = iter(())
+        if self._scratch:
+            self._scratch.clear()
 
 
 class TrialWorker(tune.Trainable):

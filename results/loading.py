@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from results.remote import RemoteDirectory, StorageError, is_uri, name_and_parent, reason
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -46,12 +48,14 @@ def load(
     Columns that an older version did not write are null.
 
     Arguments:
-        path: a run directory, a directory of them, a glob such as ``runs/*``, or several of these.
+        path: a run directory, a directory of them, a glob such as ``runs/*``, or several of these; each a
+            path or a URI such as ``s3://bucket/runs/*``.
         skip_damaged: leave out tables that cannot be read, with a warning that names them.
 
     Raises:
         FileNotFoundError: if a path holds no result set.
         ResultSetError: naming a table that cannot be read, or one that a newer version wrote.
+        StorageError: if a URI is none, or its storage cannot be reached.
     """
     from results.schema import TABLES  # here, so that `import results` stays fast
 
@@ -59,8 +63,7 @@ def load(
     runs = list(dict.fromkeys(run for one in given for run in _run_directories(os.fspath(one))))
     frames = {}
     for table, schema in TABLES.items():
-        files = [run / f"{table}.parquet" for run in runs]
-        parts = [_read(file, table, skip_damaged) for file in files if file.is_file()]
+        parts = [_read(run, table, skip_damaged) for run in runs if _has(run, f"{table}.parquet")]
         filled = [part for part in parts if part is not None and part.num_rows]
         whole = _concatenate(filled) if filled else schema.empty_table()
         frames[table] = whole.to_pandas()
@@ -78,14 +81,18 @@ def _concatenate(parts: list[pa.Table]) -> pa.Table:
         raise ResultSetError(f"trials.parquet: of several runs: {error}; load them one by one") from None
 
 
-def _read(file: Path, table: str, skip_damaged: bool) -> pa.Table | None:
+def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Table | None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from results.checking import check_table
     from results.errors import ResultSetError
 
+    name = f"{table}.parquet"
+    file = f"{run}/{name}"
+    source = file if isinstance(run, Path) else pa.BufferReader(_fetch(run, name))
     try:
-        found = pq.read_table(file, partitioning=None)
+        found = pq.read_table(source, partitioning=None)
     except Exception as error:  # of a damaged file the reader raises what it happens to raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         problem = f"{file}: not a whole Parquet table ({reason})"
@@ -103,7 +110,7 @@ def _read(file: Path, table: str, skip_damaged: bool) -> pa.Table | None:
     return None
 
 
-def _check_version(file: Path, found: pa.Table) -> None:
+def _check_version(file: str, found: pa.Table) -> None:
     from results.errors import ResultSetError
     from results.schema import SCHEMA_VERSION
 
@@ -115,10 +122,20 @@ def _check_version(file: Path, found: pa.Table) -> None:
         )
 
 
-def _run_directories(path: str) -> list[Path]:
-    candidates = sorted(Path(match) for match in glob.glob(path))
+def _fetch(run: RemoteDirectory, name: str) -> bytes:
+    try:
+        return run.read(name)
+    except Exception as error:
+        raise StorageError(f"{run}/{name}: cannot be read: {reason(error)}") from None
+
+
+def _run_directories(path: str) -> list[Path | RemoteDirectory]:
+    candidates = _remote(path) if is_uri(path) else sorted(Path(match) for match in glob.glob(path))
     found = [
-        run for candidate in candidates for run in (candidate, *sorted(candidate.glob("*/"))) if _is_run(run)
+        run
+        for candidate in candidates
+        for run in (candidate, *_directories(candidate))
+        if _has(run, "trials.parquet")
     ]
     if not found:
         raise FileNotFoundError(
@@ -127,5 +144,29 @@ def _run_directories(path: str) -> list[Path]:
     return found
 
 
-def _is_run(directory: Path) -> bool:
-    return (directory / "trials.parquet").is_file()
+def _remote(uri: str) -> list[RemoteDirectory]:
+    """Find the directories that a URI, or a glob, names.
+
+    Raises:
+        StorageError: if it is none, or its storage cannot be reached.
+    """
+    root, pattern = uri, ""
+    while glob.has_magic(root.partition("?")[0]):
+        name, root = name_and_parent(root)
+        pattern = f"{name}/{pattern}"
+    directory = RemoteDirectory(root)
+    try:
+        directory.directories()
+        return list(directory.glob(pattern)) if pattern else [directory]
+    except Exception as error:  # each filesystem of fsspec's has its own
+        raise StorageError(f"{uri}: cannot be read: {reason(error)}") from None
+
+
+def _directories(run: Path | RemoteDirectory) -> list[Path] | list[RemoteDirectory]:
+    if isinstance(run, Path):
+        return sorted(run.glob("*/"))
+    return [run.child(name) for name in run.directories()]
+
+
+def _has(run: Path | RemoteDirectory, name: str) -> bool:
+    return (run / name).is_file() if isinstance(run, Path) else run.has(name)

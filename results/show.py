@@ -114,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m results.show", description="Show the verdict and the table across methods."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI"
+    )
     parser.add_argument(
         "--metric",
         default="test_accuracy",
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(render(results, options.metric, options.sort))
             return 0
         table = _sorted(summary(results), options.sort)
-    except (FileNotFoundError, ResultSetError, ValueError) as error:
+    except (OSError, ResultSetError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     if options.format == "json":

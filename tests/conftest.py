@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from s3_server import Proxy, s3_server
 
 hypothesis.settings.register_profile("soak", max_examples=3000, print_blob=True)
 
@@ -146,3 +149,20 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs real data and pretrained models in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """The port of an S3 server with a bucket called ``bucket``."""
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A switchable proxy before the S3 server, which this process and those it starts use."""
+    proxy = Proxy(s3_port)
+    for name, value in proxy.environment.items():
+        monkeypatch.setenv(name, value)
+    yield proxy
+    proxy.close()

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
@@ -25,6 +26,16 @@ class Checkpoint:
     kind: str  # "adapter" or "full"
     bytes: int  # of all files in the directory
     sha256: str  # of the weights file
+
+
+class Elsewhere(Protocol):
+    """Another place that has a trial's best checkpoint, where not all its processes see one directory."""
+
+    def put(self, directory: Path) -> None:
+        """Copy a checkpoint there."""
+
+    def get(self, directory: Path) -> None:
+        """Copy it from there, if it is not here."""
 
 
 ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"

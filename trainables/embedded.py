@@ -31,13 +31,18 @@ BATCH = 32
 PAD, UNKNOWN = "<pad>", "<unk>"
 
 
+def cache_directory() -> Path:
+    """Return the directory of the program's files that are nobody's results."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("finetune-comparison"))
+
+
 def embedded_model_directory(report: Callable[[str], None] = print) -> Path:
     """Return the directory of the built-in model, building it if this version of it is not cached.
 
     Arguments:
         report: is told that the model is being built, and how long it took.
     """
-    cache = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("finetune-comparison"))
+    cache = cache_directory()
     directory = cache / f"embedded-{_recipe()}"
     if directory.is_dir():
         return directory

@@ -15,7 +15,7 @@ from torch import nn
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters
 from trainables.batches import Batch, batches, training_batches
-from trainables.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from trainables.checkpoints import Checkpoint, Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
 from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
@@ -108,6 +108,7 @@ def run_trial(
     state: TrialState | None = None,
     group: Group = ALONE,
     device: torch.device = CPU,
+    elsewhere: Elsewhere | None = None,
 ) -> Iterator[Evaluation]:
     """Train one trial, yielding an evaluation ``evaluations_per_epoch`` times per epoch.
 
@@ -123,6 +124,7 @@ def run_trial(
         group: the processes that train it together, which all drive it in step; a batch is split between
             them, its loss and gradient stay those of the whole batch. Rank 0 measures.
         device: trains it; ``cuda`` is the process's current GPU.
+        elsewhere: has what ``checkpoint_directory`` has, for processes that do not see it.
 
     Raises:
         DivergedError: if a loss is no longer finite.
@@ -166,6 +168,8 @@ def run_trial(
             if is_best and checkpoint_directory
             else None
         )
+        if checkpoint and elsewhere:
+            elsewhere.put(Path(checkpoint.path))
         peak, source = peak_memory(device)
         done = state.progress = Progress(
             evaluation=done.evaluation + 1,
@@ -200,7 +204,7 @@ def run_trial(
             is_last=done.step == total_steps,
             checkpoint=checkpoint,
             device=_device_name(device),
-            test=judge(trained, checkpoint_directory, test, data.pad_token_id, settings, dtype)
+            test=judge(trained, checkpoint_directory, test, data.pad_token_id, settings, dtype, elsewhere)
             if test is not None and done.step == total_steps
             else None,
         )
@@ -258,13 +262,16 @@ def judge(
     pad_token_id: int,
     settings: TrainingSettings,
     dtype: torch.dtype,
+    elsewhere: Elsewhere | None,
 ) -> TestOutcome:
     """Evaluate a trained model on the test split, with the weights of its checkpoint."""
     assert checkpoint_directory is not None, "the best checkpoint is not in memory any more"
     device, group = trained.device, trained.group
     watch = Stopwatch(device)
+    total(torch.zeros(1), group, device)  # rank 0 has written the checkpoint before others read it
+    if elsewhere:
+        elsewhere.get(checkpoint_directory)
     with watch.running():
-        total(torch.zeros(1), group, device)  # rank 0 has written the checkpoint before others read it
         load_checkpoint(trained.model, checkpoint_directory)
         split = batches(test, settings.evaluation_batch_size, pad_token_id, group)
         scores = evaluate(trained.model, split, test.labels, device, dtype, group)

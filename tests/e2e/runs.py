@@ -64,7 +64,7 @@ def settings(*values: str) -> list[str]:
     return [part for value in values for part in ("--set", value)]
 
 
-def table(directory: Path) -> pd.DataFrame:
+def table(directory: Path | str) -> pd.DataFrame:
     """Return what is the same in two runs of one experiment."""
     trials = load(directory).trials
     columns = OUTCOME + sorted(column for column in trials if column.startswith("hp_"))
@@ -72,6 +72,14 @@ def table(directory: Path) -> pd.DataFrame:
 
 
 def assert_same(directory: Path, expected: Path) -> None:
+    """Check that a run's results are those of another run, and that no other files than theirs are left."""
+    assert_same_tables(directory, expected)
+    kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
+    assert kept == sorted(load(directory).checkpoints.trial_id)
+    assert not list((directory / "states").rglob("*.safetensors")), "states of ended trials stay"
+
+
+def assert_same_tables(directory: Path | str, expected: Path) -> None:
     """Check that a run's results are those of another run: rows, curves, checkpoints and predictions."""
     found, wanted = load(directory), load(expected)
     pd.testing.assert_frame_equal(table(directory), table(expected))
@@ -85,9 +93,6 @@ def assert_same(directory: Path, expected: Path) -> None:
             for results in (found, wanted)
         ]
         pd.testing.assert_frame_equal(*frames)
-    kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
-    assert kept == sorted(found.checkpoints.trial_id)
-    assert not list((directory / "states").rglob("*.safetensors")), "states of ended trials stay"
 
 
 def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:

@@ -1,0 +1,317 @@
+"""A run whose storage is a URI: its driver works on a local copy, and a thread carries over what changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Final, NamedTuple
+
+from orchestrator.errors import ExperimentError
+from orchestrator.resume import UNFINISHED
+from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
+from results.store import read_journal
+
+COPY_EVERY_SECONDS = 1.0
+LARGE_BYTES, COPY_SHARE = 1 << 20, 0.05
+"""A larger file, such as a log, is carried over more rarely where that would take more of the time."""
+BEAT_SECONDS = 20.0
+"""How often a driver says that it is there."""
+SILENT_SECONDS = 90.0
+"""A driver that has said nothing for so long is gone."""
+CLAIM_SECONDS = 60.0
+"""How long a run waits for its storage before it begins."""
+AT_ONCE = 8
+"""Files that are carried over at once."""
+
+DRIVER_FILE: Final = "driver.json"
+"""At the URI: which driver runs there, written again and again."""
+TOKEN_FILE: Final = ".token"
+"""In the local copy: which driver it is the copy of."""
+WORKERS_OWN: Final = ("checkpoints", "states")
+"""Directories of a run that workers write, at the URI alone."""
+TUNES_OWN: Final = "ray"
+"""The directory of a run that has Tune's own files, which nobody else needs."""
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does."""
+
+    modified: int  # ns
+    size: int
+    inode: int
+
+
+class Mirror:
+    """Carry over what changes in a run's local copy, while it runs.
+
+    An outage holds up nothing: what has changed meanwhile is carried over when it ends. What the run drops is
+    removed after what has changed is there, so that no record names what is not there any more.
+
+    Arguments:
+        directory: the local copy.
+        uri: where the run is stored.
+        known: the files that are there already, and their stamps in the copy; None is one that differs.
+    """
+
+    def __init__(self, directory: Path, uri: str, known: Mapping[str, Stamp | None]) -> None:
+        self._directory = directory
+        self._remote = RemoteDirectory(uri)
+        self._known = dict(known)
+        self._due: dict[str, float] = {}  # when each may be carried over again
+        self._dropped: list[str] = []
+        self._lock = Lock()
+        self._done = Event()
+        self._token = uuid.uuid4().hex
+        self._beaten_at = 0.0
+        self._is_failing = False
+        self._is_taken = False
+        self._thread = Thread(target=self._follow, name="mirror", daemon=True)
+
+    def start(self, report: Callable[[str], None]) -> None:
+        """Claim the run, and carry over from now on.
+
+        Arguments:
+            report: is told when the storage begins to fail, and when it works again.
+
+        Raises:
+            ExperimentError: if the storage cannot be written.
+        """
+        self._report = report
+        try:
+            patiently(self._beat, CLAIM_SECONDS)
+        except OSError as error:
+            raise ExperimentError([f"{self._remote}: cannot be written: {error}"]) from None
+        (self._directory / TOKEN_FILE).write_text(self._token)
+        self._thread.start()
+
+    def drop(self, name: str) -> None:
+        """Remove a directory of the workers, such as ``checkpoints/lora-003``, there."""
+        with self._lock:
+            self._dropped.append(name)
+
+    def finish(self, report: Callable[[str], None]) -> bool:
+        """Carry over the rest, for as long as it takes, and remove the local copy; say whether all is there.
+
+        Interrupted, it leaves the copy, from which ``--resume`` goes on.
+        """
+        if not self._beaten_at:
+            return False  # it has not begun
+        self._report = report
+        try:
+            self._done.set()
+            self._thread.join()
+            self._is_failing = False  # said again, in other words
+            pause = FIRST_PAUSE
+            while not self._is_taken and not self._try():
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            if self._is_taken:
+                return False
+            patiently(lambda: self._remote.remove(DRIVER_FILE), CLAIM_SECONDS)
+        except (KeyboardInterrupt, OSError):
+            report(
+                f"not everything is at {self._remote}; it is in {self._directory}, from where"
+                f" --resume {self._remote} carries it over"
+            )
+            return False
+        shutil.rmtree(self._directory)
+        with suppress(OSError):
+            self._directory.parent.rmdir()
+        return True
+
+    def _follow(self) -> None:
+        pause = COPY_EVERY_SECONDS
+        while not self._done.wait(pause) and not self._is_taken:
+            pause = COPY_EVERY_SECONDS if self._try() else min(2 * pause, LONGEST_PAUSE)
+
+    def _try(self) -> bool:
+        """Carry over once; say whether all is there, and when that changes tell the person."""
+        try:
+            self._beat()
+            if not self._is_taken:
+                self.copy()
+        except Exception as error:  # each filesystem of fsspec's has its own
+            if not self._is_failing:
+                until_then = (
+                    f"waiting until it can; Ctrl-C ends that, and leaves what is missing in {self._directory}"
+                    if self._done.is_set()
+                    else f"the run goes on, and what it writes is kept in {self._directory} until it can"
+                )
+                self._report(f"{self._remote} cannot be written: {reason(error)}; {until_then}")
+            self._is_failing = True
+            return False
+        if self._is_failing:
+            self._report(f"{self._remote} can be written again")
+        self._is_failing = False
+        return True
+
+    def copy(self) -> None:
+        """Carry over, once, what is new, and remove what is gone."""
+        with self._lock:
+            dropped = list(self._dropped)
+        found = dict(_scan(self._directory))
+        changed = [name for name, stamp in found.items() if self._known.get(name) != stamp]
+        now = time.monotonic()
+        is_last = self._done.is_set()
+        due = [
+            name
+            for name in changed
+            if is_last or found[name].size < LARGE_BYTES or self._due.get(name, now) <= now
+        ]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for name in pool.map(self._upload, due):
+                self._known[name] = found[name]
+            gone = [name for name in self._known if name not in found]
+            for name in pool.map(self._remove, gone):
+                del self._known[name]
+            if len(due) < len(changed):
+                return  # what is to be dropped may be named in what has not been carried over
+            list(pool.map(self._remote.remove_directory, dropped))
+        with self._lock:
+            self._dropped = self._dropped[len(dropped) :]
+
+    def _upload(self, name: str) -> str:
+        started = time.monotonic()
+        try:
+            self._remote.upload(self._directory / name, name)
+        except OSError:
+            if (self._directory / name).exists():  # else it is removed there, next time
+                raise
+        ended = time.monotonic()
+        self._due[name] = ended + (ended - started) / COPY_SHARE
+        return name
+
+    def _remove(self, name: str) -> str:
+        self._remote.remove(name)
+        return name
+
+    def _beat(self) -> None:
+        """Say that this driver is there; stop, if another one says so."""
+        if self._beaten_at and time.monotonic() - self._beaten_at < BEAT_SECONDS:
+            return
+        other = _driver(self._remote)
+        if self._beaten_at and other and other["token"] != self._token:
+            self._is_taken = True
+            self._report(f"{self._remote}: {other['host']} has taken over this run; it ends here")
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        said = {
+            "token": self._token,
+            "host": socket.gethostname(),
+            "copy": str(self._directory),
+            "at": datetime.now(UTC).isoformat(),
+        }
+        self._remote.write(DRIVER_FILE, json.dumps(said).encode())
+        self._beaten_at = time.monotonic()
+
+
+def _scan(directory: Path) -> Iterator[tuple[str, Stamp]]:
+    """Find the files that are carried over: none that begins with a dot, as unfinished ones do."""
+    for above, directories, files in os.walk(directory):
+        is_top = Path(above) == directory
+        skipped = (*WORKERS_OWN, TUNES_OWN) if is_top else ()
+        directories[:] = [name for name in directories if not name.startswith(".") and name not in skipped]
+        for name in files:
+            if name.startswith(".") or (is_top and name == DRIVER_FILE):
+                continue
+            file = Path(above) / name
+            try:
+                status = file.stat()
+            except FileNotFoundError:
+                continue
+            stamp = Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
+            yield file.relative_to(directory).as_posix(), stamp
+
+
+def _driver(remote: RemoteDirectory) -> dict[str, str] | None:
+    try:
+        said: dict[str, str] = json.loads(remote.read(DRIVER_FILE))
+    except FileNotFoundError:
+        return None
+    return said
+
+
+def fetch(uri: str, directory: Path) -> dict[str, Stamp | None]:
+    """Make the local copy of a run that is to be continued, and return what a mirror need not carry over.
+
+    Where this machine ran it last, its own copy is the newest, and stays. Of the workers' states only the
+    names are fetched, below ``states/``. What a driver that died had still to remove is removed, and states
+    that are newer than their trial's record.
+
+    Raises:
+        ExperimentError: if the storage cannot be read, or another machine runs it.
+    """
+    try:
+        remote = RemoteDirectory(uri)
+        _check_silent(directory, remote)
+        own = _is_newest(directory, remote)
+        files = remote.files()
+        copied = [name for name in files if name.partition("/")[0] not in (*WORKERS_OWN, DRIVER_FILE)]
+        if not own:
+            _clear(directory)
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                list(pool.map(lambda name: remote.download(name, directory / name), copied))
+        _tidy(directory, remote, files)
+    except (StorageError, OSError) as error:
+        raise ExperimentError([f"{uri}: cannot be read: {reason(error)}"]) from None
+    return dict.fromkeys(copied) if own else dict(_scan(directory))
+
+
+def _is_newest(directory: Path, remote: RemoteDirectory) -> bool:
+    """Say whether a local copy is that of the last driver, or of one whose run never reached the storage."""
+    token = directory / TOKEN_FILE
+    said = _driver(remote)
+    return token.exists() and (said["token"] == token.read_text() if said else not remote.exists())
+
+
+def _clear(directory: Path) -> None:
+    """Empty a local copy, but for the lock that is held."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.endswith(".lock"):
+            path.unlink()
+
+
+def _check_silent(directory: Path, remote: RemoteDirectory) -> None:
+    """Refuse a run that a driver on another machine runs; on this one, the lock of the copy tells."""
+    said = _driver(remote)
+    if said is None or (said["host"], said["copy"]) == (socket.gethostname(), str(directory)):
+        return
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(said["at"])).total_seconds())
+    if seconds < SILENT_SECONDS:
+        raise ExperimentError(
+            [
+                f"{remote}: {said['host']} was running it {seconds:.0f} s ago; expected one driver at a time:"
+                f" end it, or if it is gone, try again in {SILENT_SECONDS - seconds:.0f} s"
+            ]
+        )
+
+
+def _tidy(directory: Path, remote: RemoteDirectory, files: Iterable[str]) -> None:
+    """Remove what no record knows of the workers' files, and note the names of the states that stay."""
+    shutil.rmtree(directory / "states", ignore_errors=True)
+    records = {str(record.trial["trial_id"]): record for record in read_journal(directory)}
+    parts = [file.split("/") for file in files]
+    for trial_id, name in sorted({(part[1], part[2]) for part in parts if part[0] == "states"}):
+        record = records.get(trial_id)
+        goes_on = record is not None and record.trial["status"] in UNFINISHED
+        if record and goes_on and int(name.partition("-")[0]) <= len(record.metrics):
+            (directory / "states" / trial_id / name).mkdir(parents=True)
+        else:
+            remote.remove_directory(f"states/{trial_id}/{name}")
+    for trial_id in sorted({part[1] for part in parts if part[0] == "checkpoints"}):
+        record = records.get(trial_id)
+        if record is None or (record.trial["status"] not in UNFINISHED and not record.checkpoints):
+            remote.remove_directory(f"checkpoints/{trial_id}")
