@@ -41,6 +41,8 @@ ADDRESSES = (
     " (Ray's client port, 10001)"
 )
 
+GIVE_TOKEN = "set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
+
 SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
 
 PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
@@ -329,7 +331,7 @@ def _reason(error: Exception) -> str:
         there, here = (" and ".join(map(" ".join, some)) for some in (versions[:2], versions[2:]))
         return f"the cluster runs {there}, this program {here}; expected the same on both sides"
     if isinstance(error, AuthenticationError):
-        return (
-            "the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
-        )
+        return f"the cluster takes a token; {GIVE_TOKEN}"
+    if text == "ray client connection timeout":  # all that the client port says to who has no token
+        return f"{text}; if the cluster takes a token, {GIVE_TOKEN}; else {ADDRESSES}"
     return f"{(text or type(error).__name__).splitlines()[0]}; {ADDRESSES}"

@@ -90,3 +90,16 @@ def test_what_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ExperimentError, match="not an address; expected 'auto' or HOST:PORT"):
         connect(None)
+
+
+def test_a_client_port_that_does_not_answer_may_want_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray's client says after half a minute to who has none, as seen at a cluster that takes one."""
+
+    def time_out(*_: object, **__: object) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr("ray.init", time_out)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ExperimentError, match="takes a token, set RAY_AUTH_MODE=token"):
+            connect(address)

@@ -45,14 +45,11 @@ class Head:
     """A cluster of one node, and a home in which its token may be put."""
 
     address: str
-    client: str  # address of Ray's client port
     dashboard: str
     home: Path
     experiment: Path
 
-    def run(
-        self, token: str | None, address: str | None = None, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, token: str | None, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the program against the cluster, as somebody with this token in their home."""
         file = self.home / ".ray" / "auth_token"
         file.unlink(missing_ok=True)
@@ -68,7 +65,7 @@ class Head:
                 self.experiment,
                 "--dry-run",
                 "--address",
-                address or self.address,
+                self.address,
             ],
             env={**environment, **LOOPBACK, "HOME": str(self.home), **variables},
             capture_output=True,
@@ -94,7 +91,7 @@ def head(
     start = config["head_start_ray_commands"][-1].removeprefix("ulimit -n 65536; ")
     mode, *command = shlex.split(start)
     assert command[:3] == ["ray", "start", "--head"]
-    gcs, dashboard, client = free_port(), free_port(), free_port()
+    gcs, dashboard = free_port(), free_port()
     ours = re.compile("--(port|object-manager-port|autoscaling-config)=")
     kept = [part for part in command[3:] if not ours.match(part)]
     temporary = f"/tmp/ray-head-{os.getpid()}"
@@ -102,7 +99,7 @@ def head(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *kept, "--block"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
-            *(f"--ray-client-server-port={client}", "--num-cpus=1"),
+            *(f"--ray-client-server-port={free_port()}", "--num-cpus=1"),
         ],
         env={
             **os.environ,
@@ -122,7 +119,6 @@ def head(
             time.sleep(0.5)
         yield Head(
             f"127.0.0.1:{gcs}",
-            f"ray://127.0.0.1:{client}",
             f"http://127.0.0.1:{dashboard}",
             place / "visitor",
             experiment,
@@ -157,12 +153,6 @@ def test_who_has_no_token_is_refused_with_what_to_do(
     refused = head.run(token, **variables)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert refused.stderr.removesuffix("\n") == f"--address {head.address}: {TAKES_A_TOKEN}"
-
-
-def test_the_client_port_asks_for_the_token(head: Head) -> None:
-    refused = head.run(None, head.client)
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert refused.stderr.removesuffix("\n") == f"--address {head.client}: {TAKES_A_TOKEN}"
 
 
 def test_who_has_the_token_is_let_in(head: Head) -> None:
