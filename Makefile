@@ -4,6 +4,8 @@ PYTHON ?= python3
 # The address of PyTorch's CPU builds, for machines without a GPU; empty is the default build (CUDA on Linux).
 TORCH_INDEX ?=
 ARGS ?=
+# Processes that share the tests. Most of a test's time one core starts Ray, imports torch, or waits.
+WORKERS ?= 2
 
 VENV := .venv
 READY := $(VENV)/ready
@@ -15,17 +17,19 @@ run: $(READY)
 	@$(RUN) -m orchestrator.run $(ARGS)
 
 test: $(READY)
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # 'ray up' on hosts of network namespaces. Needs root and Debian's iproute2, openssh-server and rsync; where they
 # are missing it is skipped and says so. Seven minutes, so .ci/run leaves it to whoever changes what runs on clusters.
 test-cluster: $(READY)
 	@$(RUN) -m pytest -m cluster -rs tests/cluster $(ARGS)
 
-# What could be lost is tried many times: some minutes, and a table in benchmarks/results/faults.md.
+# What could be lost is tried many times: some minutes, and a table in benchmarks/results/faults.md. Then input of
+# every kind, thirty times as much of it as in make test.
 soak: $(READY)
 	@FAULTS_TABLE=benchmarks/results/faults.md $(RUN) -m pytest -m "soak or not cluster" \
 		tests/e2e/test_faults.py tests/e2e/test_resume.py $(ARGS)
+	@$(RUN) -m pytest --hypothesis-profile=soak -k fuzzed $(ARGS)
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from urllib.parse import urlsplit
 import ray
 import torch
 import yaml
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.services import find_node_ids
-from ray.exceptions import AuthenticationError
+from ray._private.services import canonicalize_bootstrap_address_or_die, find_node_ids
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+from ray.exceptions import AuthenticationError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ExperimentError
@@ -107,10 +111,13 @@ def connect(address: str | None) -> Cluster:
     # What workers print comes here, and so to the run's log.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if address is None:
+        # Every port on loopback, as Ray has it on macOS and Windows; elsewhere it would let others in.
+        ray_constants.ENABLE_RAY_CLUSTER = False
         context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
     else:
         _check_address(where, address)
         try:
+            _check_token(address)
             context = ray.init(
                 address, runtime_env=_runtime_env(), log_to_driver=True, logging_level=logging.ERROR
             )
@@ -285,6 +292,18 @@ def _check_address(where: str, address: str) -> None:
             raise ExperimentError([f"{where}: nothing answers there: {error}; {ADDRESSES}"]) from None
     if "://" not in address and not find_node_ids():
         raise ExperimentError([f"{where}: this machine is no node of a running Ray cluster; {ADDRESSES}"])
+
+
+def _check_token(address: str) -> None:
+    """Find out at once what Ray would try again for a minute or more: whether this program is let in.
+
+    Raises:
+        AuthenticationError: if it does not.
+    """
+    if "://" not in address:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        with suppress(RpcError):  # of one that is slow to answer, which Ray waits for
+            GcsClient(address=canonicalize_bootstrap_address_or_die(address))
 
 
 def _runtime_env() -> dict[str, Any] | None:

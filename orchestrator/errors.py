@@ -1,5 +1,10 @@
 """What a user can put right, said before any work is done."""
 
+from __future__ import annotations
+
+from orchestrator.secrets import redact
+from results.errors import one_line
+
 
 class ExperimentError(ValueError):
     """Everything that is wrong with an experiment, one line each.
@@ -8,5 +13,5 @@ class ExperimentError(ValueError):
     """
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = [one_line(redact(problem)) for problem in problems]
+        super().__init__("\n".join(self.problems))

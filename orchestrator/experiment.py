@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +19,20 @@ from search_spaces.parsing import parse_names, split_names
 from trainables.embedded import cache_directory
 from trainables.methods import METHODS
 from trainables.parallel import Parallelism
-from trainables.settings import DataSettings, ModelSettings, Settings, TrainingDefaults, TrainingSettings
+from trainables.settings import (
+    DataSettings,
+    ModelSettings,
+    PathText,
+    Settings,
+    TrainingDefaults,
+    TrainingSettings,
+)
 from trainables.trial import TrialSpec
 
 Phase = Literal["search", "confirm"]
+
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+"""Names of methods begin names of files."""
 
 DEFAULT_METHODS = ("head", "full", "lora", "dora", "qlora")
 
@@ -222,7 +233,7 @@ class Experiment(Settings):
     )
     resources: ResourceSettings = Field(ResourceSettings(), description="what one trial gets")
     logging: LoggingSettings = Field(LoggingSettings(), description="other programs that show the trials")
-    storage: str = Field(
+    storage: PathText = Field(
         "runs",
         min_length=1,
         description="directory of run directories: a path, or a URI such as s3://bucket/runs",
@@ -247,8 +258,11 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name in self.methods:
-            if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"methods.{name}: expected letters, digits, '_' and '-' in a method's name")
+            if not METHOD_NAME.fullmatch(name):
+                raise ValueError(
+                    f"methods.{name[:100]}: expected a name of at most 100 letters, digits, '_' and '-' that"
+                    " begins with a letter or a digit"
+                )
         return self
 
     @model_validator(mode="after")

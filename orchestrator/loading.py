@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.secrets import credentials_in
 from orchestrator.storage import is_taken
 from trainables.methods import METHODS
 
@@ -24,6 +25,10 @@ DEMO: Mapping[str, Any] = {
     "confirm": {"seeds": 3},
 }
 """The built-in comparison: the embedded model on the embedded dataset."""
+
+
+MOST_VALUES, MOST_LEVELS = 100_000, 30
+"""What a YAML text may hold, once its aliases are spelled out."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -104,9 +109,12 @@ def _make(
     if methods is not None:
         _select(values, methods, where)
     try:
-        return Experiment.model_validate(values)
+        experiment = Experiment.model_validate(values)
     except ValidationError as error:
         raise ExperimentError([f"{where}: {line}" for line in _lines(error)]) from None
+    if problems := credentials_in(experiment.model_dump(mode="json")):
+        raise ExperimentError([f"{where}: {problem}" for problem in problems])
+    return experiment
 
 
 def with_free_name(experiment: Experiment) -> Experiment:
@@ -135,13 +143,43 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_extent(node)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark else ""
         raise ExperimentError([f"{where}:{line} not valid YAML: {error.problem}"]) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ExperimentError([f"{where}: not valid YAML: {str(error).splitlines()[0]}"]) from None
+    except Exception as error:  # a tag such as !!int makes PyYAML raise what Python happens to raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ExperimentError([f"{where}: not valid YAML: {reason}"]) from None
+
+
+def _check_extent(node: yaml.Node) -> None:
+    """Refuse nesting and aliases that no experiment needs, before they are spelled out.
+
+    Raises:
+        ValueError: if there is too much.
+    """
+    sizes: dict[int, int] = {}  # of nodes, with what their aliases stand for
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if depth > MOST_LEVELS:
+            raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+        if isinstance(node, yaml.ScalarNode):
+            node.value.encode()  # "\\uD800" is no text
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_VALUES + 1  # should it hold itself
+            parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else [pair])]
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
+        return sizes[id(node)]
+
+    if size(node, 1) > MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
 
 
 def _copy(values: Any) -> Any:

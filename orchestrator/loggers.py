@@ -23,6 +23,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.recorder import assignment_of
 from orchestrator.reports import POINT, STATUS
 from orchestrator.rows import CURVE_COLUMNS, TrialHistory
+from orchestrator.secrets import redact
 from trainables.trial import Evaluation
 
 PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
@@ -224,10 +225,10 @@ class Relay(Callback):
             method(*arguments)
         except Exception as error:
             self._has_failed = True
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), flush=True)
             self._report(
-                f"logging.{self._name} ended with {type(error).__name__}: {error}; the run goes on and its"
-                " results are whole"
+                f"logging.{self._name} ended with {type(error).__name__}: {redact(str(error))};"
+                " the run goes on and its results are whole"
             )
 
 

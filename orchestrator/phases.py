@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from orchestrator.budget import Purse
@@ -19,6 +20,7 @@ from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
 from orchestrator.reports import ASSIGNMENT, OBJECTIVE
 from orchestrator.search import make_brackets, make_studies
+from orchestrator.secrets import is_secret
 from orchestrator.studies import MethodStudies
 from orchestrator.worker import Inputs
 
@@ -126,6 +128,8 @@ def run_phases(
         callbacks: are told of trials besides the recorder.
     """
     os.environ.update(TUNE_ENVIRONMENT)
+    # Tune would give workers the driver's, in a way that each node's log and the dashboard show.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
     count_lost_workers()
     experiment = inputs.experiment
     resources = experiment.resources

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,15 +64,18 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
 
 
 def check_run_directory(experiment: Experiment, where: str = "experiment") -> None:
-    """Refuse a run directory that exists.
+    """Refuse a run directory that exists, or cannot be made.
 
     Raises:
-        ExperimentError: if it does.
+        ExperimentError: saying which.
     """
     if is_taken(experiment, where):
         raise ExperimentError(
             [f"{where}: name: {experiment.location} exists already; choose another --name or remove it"]
         )
+    parent = next(one for one in experiment.run_directory.parents if one.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ExperimentError([f"{where}: storage: {parent} cannot be written to; expected one that can"])
 
 
 def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -> None:

@@ -14,8 +14,9 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import check_fingerprints, prepare
 from results import load
+from results.errors import ResultSetError
 from results.remote import StorageError
-from trainables.trial import run_trial
+from trainables.trial import TrialSpec, run_trial
 
 COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
 
@@ -28,21 +29,31 @@ class Reproduction:
     differences: tuple[str, ...]
 
 
-def reproduce(run: str, trial_id: str, report: Callable[[str], None]) -> Reproduction:
+def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bool = False) -> Reproduction:
     """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
+
+    Arguments:
+        run: its directory, a path or a URI.
+        trial_id: which of its trials.
+        report: is told what takes long.
+        trusts: run Python code that comes with its model. That its settings say so is not enough: somebody
+            may have sent the result set.
 
     Raises:
         ExperimentError: if there is no such run or trial, its data or base model is another one now, or it
             was trained on a GPU and here is none.
     """
     row, curve = _recorded(run, trial_id)
-    settings = json.loads(row["settings"])
-    experiment = Experiment.model_validate(settings["experiment"])
+    experiment, spec = _settings(row, run)
+    if experiment.model.trust_remote_code and not trusts:
+        raise ExperimentError(
+            [
+                f"{run}: {experiment.model.path} brings Python code that would run here, which"
+                " whoever made this run trusted; if you do, too: --set model.trust_remote_code=true"
+            ]
+        )
     prepared = prepare(experiment, report)
     check_fingerprints(row, prepared, run)
-    spec = experiment.trial_spec(
-        Assignment(row["method"], settings["number"], settings["hyperparameters"], row["phase"])
-    )
     trial = run_trial(spec, prepared.data, prepared.base, None, device=_device_of(row, run))
     points = islice(trial, len(curve))
     differences = [
@@ -54,9 +65,24 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None]) -> Reprodu
     return Reproduction(len(curve), tuple(differences))
 
 
+def _settings(row: dict[str, Any], where: str) -> tuple[Experiment, TrialSpec]:
+    """Read how a trial was made from its row."""
+    try:
+        settings = json.loads(row["settings"])
+        experiment = Experiment.model_validate(settings["experiment"])
+        assignment = Assignment(row["method"], settings["number"], settings["hyperparameters"], row["phase"])
+        return experiment, experiment.trial_spec(assignment)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ExperimentError(
+            [f"{where}: settings of {row['trial_id']}: not those of a trial of this version: {error!r}"]
+        ) from None
+
+
 def _device_of(row: Mapping[str, Any], run: str) -> torch.device:
     """Return the kind of device that trained a recorded trial; another kind gives other numbers."""
-    kind = row["device"].partition(":")[0]
+    kind = str(row["device"]).partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ExperimentError([f"{run}: device of {row['trial_id']}: expected cpu or cuda, got {kind!r}"])
     if kind == "cuda" and not torch.cuda.is_available():
         raise ExperimentError(
             [
@@ -70,7 +96,7 @@ def _device_of(row: Mapping[str, Any], run: str) -> torch.device:
 def _recorded(run: str, trial_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         results = load(run)
-    except (FileNotFoundError, StorageError) as error:
+    except (FileNotFoundError, ResultSetError, StorageError) as error:
         raise ExperimentError([str(error)]) from None
     trials = results.trials[results.trials.trial_id == trial_id]
     if trials.empty:

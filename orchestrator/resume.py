@@ -15,8 +15,9 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment, local_copy
 from orchestrator.rows import Earlier, TrialHistory, trial_history
 from orchestrator.states import saved_evaluation
+from results.errors import ResultSetError
 from results.remote import is_uri, name_and_parent
-from results.store import read_journal
+from results.store import TrialRecord, read_journal
 
 UNFINISHED: Final = ("running", "interrupted")
 """Statuses of trials that go on; all others have ended, and are not run again."""
@@ -72,7 +73,13 @@ def read_run(run: str) -> Experiment:
     except OSError as error:
         raise ExperimentError([f"{file}: could not be read: {error.strerror}"]) from None
     except ValidationError as error:
-        raise ExperimentError([f"{file}: not an experiment of this version: {error}"]) from None
+        problems = [
+            f"{'.'.join(map(str, detail['loc'])) or 'all of it'}: {detail['msg']}"
+            for detail in error.errors()
+        ]
+        raise ExperimentError(
+            [f"{file}: not an experiment of this version: {problem}" for problem in problems]
+        ) from None
     where = directory.absolute()
     if where.name != experiment.name:
         raise ExperimentError([f"{run}: expected a directory named {experiment.name}, as its experiment"])
@@ -123,12 +130,31 @@ def earlier_trials(
     directory: Path, experiment: Experiment, labels: Sequence[str]
 ) -> tuple[Earlier, list[Mapping[str, Any]]]:
     """Return the trials that a run has begun, and their rows."""
-    records = read_journal(directory)
-    histories = [trial_history(experiment, record, labels) for record in records]
+    try:
+        records = read_journal(directory)
+    except ResultSetError as error:
+        raise ExperimentError([str(error)]) from None
+    histories = [_history(directory, experiment, record, labels) for record in records]
     return Earlier(
         finished=[one for one in histories if one.status not in UNFINISHED],
-        unfinished=[_as_saved(directory, one) for one in histories if one.status in UNFINISHED],
+        unfinished=[one for one in histories if one.status in UNFINISHED],
     ), [record.trial for record in records]
+
+
+def _history(
+    directory: Path, experiment: Experiment, record: TrialRecord, labels: Sequence[str]
+) -> TrialHistory:
+    """Return a trial of the run, as it goes on if it had not ended."""
+    try:
+        trial = trial_history(experiment, record, labels)
+        return _as_saved(directory, trial) if trial.status in UNFINISHED else trial
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ExperimentError(
+            [
+                f"{directory}/journal: what is recorded of {record.trial.get('trial_id')!r} is no trial of"
+                f" this run ({error!r}); remove its file, and the trial runs again"
+            ]
+        ) from None
 
 
 def _as_saved(directory: Path, trial: TrialHistory) -> TrialHistory:

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.secrets import redact
 from results.schema import METRICS
 from results.store import Row, TrialRecord
 from trainables.checkpoints import Checkpoint
@@ -218,7 +219,7 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         "trial_number": trial.assignment.number,
         "seed": trial.spec.seed,
         "status": trial.status,
-        "error": trial.error,
+        "error": trial.error and redact(trial.error),
         **{f"hp_{name}": value for name, value in trial.assignment.hyperparameters.items()},
         **_outcome(trial),
         **_test_outcome(trial),

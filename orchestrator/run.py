@@ -47,6 +47,9 @@ Results are Parquet files: pandas.read_parquet("runs/NAME/trials.parquet").
 Exit status: 0 done, 1 a reproduction that differs or no trial finished, 2 wrong input, 130 interrupted.
 """
 
+TRUST = "model.trust_remote_code=true"
+"""The one setting that --reproduce does not take from the run, which somebody may have sent."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
@@ -95,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.reproduce and (options.experiment or options.overrides or options.methods or options.resume):
+    trusts = bool(options.reproduce) and options.overrides == [TRUST]
+    changes = options.overrides and not trusts
+    if options.reproduce and (options.experiment or changes or options.methods or options.resume):
         parser.error("--reproduce takes everything from the run; expected no experiment and no settings")
     if options.reproduce and options.address:
         parser.error("--reproduce trains on this machine; expected no --address")
@@ -106,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.reproduce:
-            return _reproduce(*options.reproduce)
+            run, trial_id = options.reproduce
+            return _reproduce(run, trial_id, trusts)
         if (options.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
             return _run_on_head(options)
         return _run(options)
@@ -376,13 +382,13 @@ def _run_phases(
     return 0 if results.trials.validation_accuracy.notna().any() else 1
 
 
-def _reproduce(run: str, trial_id: str) -> int:
+def _reproduce(run: str, trial_id: str, trusts: bool) -> int:
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
         from orchestrator.reproduce import reproduce
 
-        outcome = reproduce(run, trial_id, console.print)
+        outcome = reproduce(run, trial_id, console.print, trusts)
     if not outcome.differences:
         print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")
         return 0

@@ -25,10 +25,17 @@ def is_taken(experiment: Experiment, where: str = "experiment") -> bool:
     """Say whether the experiment's directory is there already.
 
     Raises:
-        ExperimentError: if its storage cannot be read.
+        ExperimentError: if its storage cannot be read, or is none.
     """
-    if experiment.run_directory.exists():
+    try:
+        experiment.run_directory.lstat()
         return True
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ExperimentError(
+            [f"{where}: storage: {error}; expected a directory of run directories"]
+        ) from None
     if experiment.uri is None:
         return False
     try:

@@ -21,6 +21,7 @@ from orchestrator.experiment import Assignment, Experiment, Phase, ResourceSetti
 from orchestrator.prepare import Prepared
 from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
 from orchestrator.scratch import Scratch
+from orchestrator.secrets import redact
 from orchestrator.states import read_state, save_state
 from results.show import describe_hyperparameters
 from trainables.base_model import BaseModel
@@ -198,7 +199,7 @@ class TrialWorker(tune.Trainable):
             raise  # another process may have more luck, with this or with storage
         except Exception as error:
             self._process.close()
-            print(traceback.format_exc(), flush=True)
+            print(redact(traceback.format_exc()), flush=True)
             status, text = failure_status(error), f"{type(error).__name__}: {error}"
             if status == "failed" and isinstance(error, torch.AcceleratorError):
                 raise ProcessDiedError(text) from error  # CUDA does no further work for this process

@@ -33,6 +33,11 @@ A run directory holds Parquet tables, each replaced as a whole, so that they can
 run. A value that is missing is null, never a number that stands for it. The file's metadata has
 `schema_version`, now {SCHEMA_VERSION}: `results.load` fills columns that an older version did not write
 with nulls, and refuses what a newer version wrote. [The cookbook](cookbook.md) has queries.
+
+Result sets that somebody sent are safe to load, show and report: Parquet and JSON is all that is read, what
+is not as below is refused, and text is shown as text. `ray/` beside the tables has Ray's own state files,
+which are pickles: they run code when they are opened. The program never opens those of an earlier run; do
+not open them with other tools unless the run is your own.
 """
 
 

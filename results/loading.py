@@ -57,10 +57,7 @@ def load(
         ResultSetError: naming a table that cannot be read, or one that a newer version wrote.
         StorageError: if a URI is none, or its storage cannot be reached.
     """
-    # Imported here so that `import results` stays fast.
-    import pyarrow as pa
-
-    from results.schema import TABLES
+    from results.schema import TABLES  # here, so that `import results` stays fast
 
     given = [path] if isinstance(path, str | os.PathLike) else list(path)
     runs = list(dict.fromkeys(run for one in given for run in _run_directories(os.fspath(one))))
@@ -68,41 +65,61 @@ def load(
     for table, schema in TABLES.items():
         parts = [_read(run, table, skip_damaged) for run in runs if _has(run, f"{table}.parquet")]
         filled = [part for part in parts if part is not None and part.num_rows]
-        whole = pa.concat_tables(filled, promote_options="permissive") if filled else schema.empty_table()
+        whole = _concatenate(filled) if filled else schema.empty_table()
         frames[table] = whole.to_pandas()
     return ResultSet(**frames)
+
+
+def _concatenate(parts: list[pa.Table]) -> pa.Table:
+    import pyarrow as pa
+
+    from results.errors import ResultSetError
+
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ResultSetError(f"trials.parquet: of several runs: {error}; load them one by one") from None
 
 
 def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Table | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from results.schema import SCHEMA_VERSION, TABLES, ResultSetError
+    from results.checking import check_table
+    from results.errors import ResultSetError
 
     name = f"{table}.parquet"
     file = f"{run}/{name}"
     source = file if isinstance(run, Path) else pa.BufferReader(_fetch(run, name))
     try:
         found = pq.read_table(source, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        problem = f"{file}: not a whole Parquet table ({str(error).splitlines()[0]})"
-        if not skip_damaged:
-            raise ResultSetError(
-                f"{problem}; restore it, or load the rest with results.load(..., skip_damaged=True)"
-            ) from None
-        warnings.warn(f"{problem}; left out", stacklevel=3)
-        return None
-    version = int((found.schema.metadata or {}).get(b"schema_version", 0))
-    if version > SCHEMA_VERSION:
+    except Exception as error:  # of a damaged file the reader raises what it happens to raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        problem = f"{file}: not a whole Parquet table ({reason})"
+    else:
+        _check_version(file, found)
+        try:
+            return check_table(found, table)
+        except ValueError as error:
+            problem = f"{file}: {error}"
+    if not skip_damaged:
         raise ResultSetError(
-            f"{file}: written by a newer version of the program (schema {version}; this one reads up to "
+            f"{problem}; restore it, or load the rest with results.load(..., skip_damaged=True)"
+        )
+    warnings.warn(f"{problem}; left out", stacklevel=3)
+    return None
+
+
+def _check_version(file: str, found: pa.Table) -> None:
+    from results.errors import ResultSetError
+    from results.schema import SCHEMA_VERSION
+
+    said = (found.schema.metadata or {}).get(b"schema_version", b"0").decode("latin-1")
+    if not said.isdecimal() or (said.lstrip("0") > "" and (len(said) > 9 or int(said) > SCHEMA_VERSION)):
+        raise ResultSetError(
+            f"{file}: written by a newer version of the program (schema {said}; this one reads up to "
             f"{SCHEMA_VERSION}); update the program"
         )
-    missing = [field for field in TABLES[table] if field.name not in found.column_names]
-    for field in missing:
-        found = found.append_column(field, pa.nulls(found.num_rows, field.type))
-    hyperparameters = [name for name in found.column_names if name not in TABLES[table].names]
-    return found.select([*TABLES[table].names, *hyperparameters])
 
 
 def _fetch(run: RemoteDirectory, name: str) -> bytes:

@@ -18,10 +18,6 @@ STRING, INT, FLOAT = pa.string(), pa.int64(), pa.float64()
 TIME = pa.timestamp("us", tz="UTC")
 
 
-class ResultSetError(ValueError):
-    """A result set that cannot be read: which file, and what to do."""
-
-
 def _schema(columns: Mapping[str, tuple[pa.DataType, str]]) -> pa.Schema:
     fields = [
         pa.field(name, kind, metadata={"description": description})

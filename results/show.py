@@ -14,8 +14,9 @@ from rich.text import Text
 
 from results.analysis import summary, verdict
 from results.analysis.metrics import HIGHER_IS_BETTER, METRICS, check_metric
+from results.errors import ResultSetError
 from results.loading import load
-from results.schema import HYPERPARAMETER_PREFIX, ResultSetError
+from results.schema import HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -81,14 +82,14 @@ def _table(experiment: str, rows: pd.DataFrame) -> Table:
     for _, row in rows.iterrows():
         count = f"{row.trials}" + (f" ({row.failed} failed)" if row.failed else "")
         if pd.isna(row.validation_accuracy):
-            table.add_row(row.method, count, "-", *(["-"] if confirmed else []), "no trial finished")
+            table.add_row(Text(row.method), count, "-", *(["-"] if confirmed else []), "no trial finished")
             continue
         table.add_row(
-            row.method,
+            Text(row.method),
             count,
             f"{row.validation_accuracy:.1%}",
             *([_interval(row)] if confirmed else []),
-            describe_hyperparameters(hyperparameters_of(row)),
+            Text(describe_hyperparameters(hyperparameters_of(row))),
             _number(row.trainable_parameters),
             _number(row.model_bytes, 1e6, 1),
             _number(row.peak_memory_bytes, 1e6),

@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from results.errors import ResultSetError
 from results.schema import HYPERPARAMETER_PREFIX, TABLES
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -71,10 +73,21 @@ def read_journal(run_directory: Path) -> list[TrialRecord]:
 
 
 def _parse(file: Path) -> TrialRecord:
-    content = json.loads(file.read_bytes())
-    return TrialRecord(
-        content["trials"][0], content["metrics"], content["checkpoints"], content["predictions"]
-    )
+    try:
+        content = json.loads(file.read_bytes())
+        trial = content["trials"][0]
+        tables = [content["metrics"], content["checkpoints"], content["predictions"]]
+        if not all(isinstance(row, dict) for row in (trial, *chain(*tables))):
+            raise TypeError("a row is no JSON object")
+        if not isinstance(trial.get("trial_number"), int | None):
+            raise TypeError("trial_number is no integer")
+        if not isinstance(trial.get("started_at"), str | None):
+            raise TypeError("started_at is no text")
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise ResultSetError(
+            f"{file}: not what the program writes of a trial ({error!r}); remove it, and the trial runs again"
+        ) from None
+    return TrialRecord(trial, *tables)
 
 
 def _turn(record: TrialRecord) -> tuple[bool, int, str]:

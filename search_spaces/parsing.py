@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,7 +99,7 @@ def _range(value: Mapping[Any, Any]) -> BaseDistribution:
 
 def _number(name: str, value: object) -> int | float:
     parsed = _plain(value)
-    if not _is_number(parsed) or not math.isfinite(parsed):
+    if not _is_number(parsed) or not abs(parsed) <= sys.float_info.max:
         raise ValueError(f"{name}: expected a number, got {value!r}")
     number: int | float = parsed
     return number

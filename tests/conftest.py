@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from s3_server import Proxy, s3_server
+
+hypothesis.settings.register_profile("soak", max_examples=3000, print_blob=True)
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [

@@ -23,12 +23,22 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from trainables.errors import InputError
 from trainables.settings import ModelSettings
 
 LINEAR_LAYERS = (nn.Linear, Conv1D)
 """Layers that adapters attach to and that quantization replaces; GPT-2's Conv1D is a transposed Linear."""
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""How names of files end that PyTorch pickles weights into."""
+
+CONVERT = (
+    "expected *.safetensors. If you trust their author, convert them once: "
+    "python -c \"import transformers as t; t.AutoModel.from_pretrained('OLD').save_pretrained('NEW'); "
+    "t.AutoTokenizer.from_pretrained('OLD').save_pretrained('NEW')\""
+)
 
 
 @dataclass(frozen=True)
@@ -54,28 +64,27 @@ def resolve_path(settings: ModelSettings, report: Callable[[str], None] = print)
         return str(embedded_model_directory(report))
     directory = Path(settings.path).expanduser()
     if directory.is_dir():
-        _check_model_directory(directory, settings.allow_pickle)
+        _check_model_directory(directory)
         return str(directory.resolve())
     if directory.exists() or settings.path.startswith((".", "/", "~")):
         raise InputError("model.path", f"no such directory: {settings.path}; expected a model's directory")
     return settings.path
 
 
-def _check_model_directory(directory: Path, allow_pickle: bool) -> None:
+def _check_model_directory(directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise InputError("model.path", f"{directory} has no config.json; expected a saved transformers model")
     if any(directory.glob("*.safetensors")):
         return
-    if not any(directory.glob("*.bin")):
+    pickled = [file.name for ending in PICKLES for file in directory.glob(f"*{ending}")]
+    if not pickled:
         raise InputError(
             "model.path", f"{directory} has no weights; expected *.safetensors beside config.json"
         )
-    if not allow_pickle:
-        raise InputError(
-            "model.path",
-            f"{directory} has pickled weights only, which can run code when loaded; expected *.safetensors. "
-            "Convert them, or set model.allow_pickle: true if you trust their author",
-        )
+    raise InputError(
+        "model.path",
+        f"{directory} has pickled weights only ({min(pickled)}), which can run code when loaded; {CONVERT}",
+    )
 
 
 def load_tokenizer(settings: ModelSettings, report: Callable[[str], None] = print) -> PreTrainedTokenizerBase:
@@ -120,6 +129,9 @@ def load_base(
         InputError: if the model cannot be loaded, with the reason.
     """
     path = resolve_path(settings, report)
+    if find_adapter_config_file(path, revision=settings.revision) is not None:
+        # It would be put onto a base that it names itself, and its own weights may be pickled.
+        raise InputError("model.path", f"{path} is an adapter; expected a whole model, such as its base")
     common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(path, **common)
@@ -127,11 +139,12 @@ def load_base(
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.pad_token_id = pad_token_id
+        config._attn_implementation = None  # it may name compiled code to be fetched from the hub
         model, found = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
             dtype=getattr(torch, settings.dtype),
-            use_safetensors=None if settings.allow_pickle else True,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **common,

@@ -178,7 +178,7 @@ def _read_optional(
         return None
     column = read_split(settings, key, name)
     # GLUE's test splits carry -1 for every label.
-    if key == "data.test" and column.labels and all(label == -1 for label in column.labels):
+    if key == "data.test" and column.labels and all(_label_name(label) == "-1" for label in column.labels):
         return None
     return _number(column, labels, key)
 

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes that Linux takes."""
+
+
+def _check_path(text: str) -> str:
+    """Refuse what no file system takes, so that whoever looks for it finds it or does not."""
+    names = Path(text).parts
+    if (
+        "\0" in text
+        or len(os.fsencode(text)) > LONGEST_PATH
+        or any(len(os.fsencode(n)) > LONGEST_NAME for n in names)
+    ):
+        raise PydanticCustomError("path", "expected what can be the name of a file")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise PydanticCustomError("path", "expected a home directory that there is") from None
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_check_path)]
+"""A path, or what may be one: a hub id, the name of a split."""
 
 
 class Settings(BaseModel):
     """Base of every settings class: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
     """The base model."""
 
-    path: str = Field("embedded", min_length=1, description="hub id, local directory, or 'embedded'")
+    path: PathText = Field("embedded", min_length=1, description="hub id, local directory, or 'embedded'")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of frozen weights and computation; what is trained is float32"
     )
     revision: str | None = Field(None, description="hub revision; null is the default branch")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    allow_pickle: bool = Field(False, description="accept weights that are not safetensors")
 
 
 class DataSettings(Settings):
@@ -32,11 +57,15 @@ class DataSettings(Settings):
     file is always read as a file.
     """
 
-    path: str | None = Field("embedded", description="hub id, 'embedded', or null when all splits are files")
+    path: PathText | None = Field(
+        "embedded", description="hub id, 'embedded', or null when all splits are files"
+    )
     config: str | None = Field(None, description="configuration of a hub dataset, such as sst2 of glue")
-    train: str = Field("train", min_length=1, description="split name or file to train on")
-    validation: str | None = Field("validation", description="split name or file; null cuts it from train")
-    test: str | None = Field(None, description="split name or file; null cuts it from train")
+    train: PathText = Field("train", min_length=1, description="split name or file to train on")
+    validation: PathText | None = Field(
+        "validation", description="split name or file; null cuts it from train"
+    )
+    test: PathText | None = Field(None, description="split name or file; null cuts it from train")
     text: str = Field("sentence", min_length=1, description="column of the text")
     text_pair: str | None = Field(None, description="column of a second text, for sentence pairs")
     label: str = Field("label", min_length=1, description="column of the label")
@@ -47,7 +76,7 @@ class DataSettings(Settings):
         None, ge=1, description="examples; a seeded stratified sample of train"
     )
     max_validation_examples: int | None = Field(None, ge=1, description="examples; null uses all")
-    max_length: int = Field(64, ge=1, description="tokens; longer texts are cut")
+    max_length: int = Field(64, ge=1, le=1_000_000, description="tokens; longer texts are cut")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="of train, when validation is cut from it"
     )

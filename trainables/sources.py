@@ -64,8 +64,8 @@ def _read_file(file: Path, key: str, columns: Sequence[str] | None) -> pd.DataFr
         raise InputError(key, f"{file} ends in {file.suffix!r}; expected one of {', '.join(FILE_KINDS)}")
     try:
         frame = _parse(file, columns)
-    except (OSError, ValueError, csv.Error) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # parsers raise what they happen to raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(key, f"{file} could not be read as {file.suffix[1:]}: {reason}") from error
     if columns is not None:
         if len(columns) != frame.shape[1]:
@@ -75,15 +75,17 @@ def _read_file(file: Path, key: str, columns: Sequence[str] | None) -> pd.DataFr
 
 
 def _parse(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
-    header = 0 if columns is None else None
-    if file.suffix == ".csv":
-        return pd.read_csv(file, header=header, keep_default_na=False)
-    if file.suffix == ".tsv":
-        # Sentences hold bare quotes, and a tab-separated file has no use for quoting.
-        return pd.read_csv(file, sep="\t", header=header, quoting=csv.QUOTE_NONE, keep_default_na=False)
     if file.suffix == ".parquet":
         return pd.read_parquet(file)
-    return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False)
+    if file.suffix in (".jsonl", ".json"):
+        return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False)
+    # Sentences hold bare quotes, and a tab-separated file has no use for quoting.
+    kind = {"sep": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
+    # All is text: the labels 1 and 01 are two. So are names of columns, of which pandas would rename doubles.
+    rows = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, **kind)
+    if columns is not None:
+        return rows
+    return rows[1:].set_axis(rows.iloc[0], axis="columns").reset_index(drop=True)
 
 
 def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFrame, tuple[str, ...] | None]:

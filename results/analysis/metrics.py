@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from results.analysis.bootstrap import Floats, Sample, Statistic, resample
+from results.errors import ResultSetError
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -70,6 +71,7 @@ def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: 
 
     Raises:
         ValueError: if there is no such metric.
+        ResultSetError: if predictions are missing.
     """
     check_metric(metric)
     trials = confirmed(results, experiment)
@@ -84,11 +86,22 @@ def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: 
         return {method: Sample(values) for method, values in columns.items() if not np.isnan(values).any()}
     predictions = results.predictions[results.predictions.trial_id.isin(trials.trial_id)]
     predictions = predictions[predictions.experiment == experiment]
+    _check_whole(predictions, trials.trial_id, experiment)
     statistics = {
         method: STATISTICS[metric](_by_seed(predictions, group.trial_id)) for method, group in methods.items()
     }
     examples = predictions.example_id.nunique()
     return resample(statistics, examples, draws, seed)
+
+
+def _check_whole(predictions: pd.DataFrame, trial_ids: pd.Series, experiment: str) -> None:
+    """Refuse to compare trials that, as far as the predictions say, were not judged on the same examples."""
+    counts = predictions.groupby("trial_id").size().reindex(trial_ids, fill_value=0)
+    if counts.min() < predictions.example_id.nunique() or predictions.empty:
+        raise ResultSetError(
+            f"predictions.parquet: has {counts.min():,} test examples of {counts.idxmin()} of {experiment}"
+            f" and {counts.max():,} of {counts.idxmax()}; expected the same ones of all; restore the table"
+        )
 
 
 def _by_seed(predictions: pd.DataFrame, trial_ids: pd.Series) -> list[pd.DataFrame]:

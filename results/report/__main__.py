@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from results.errors import ResultSetError
 from results.loading import ResultSet, load
 from results.remote import RemoteDirectory, StorageError, below, is_uri, reason
 from results.report.page import write_report
-from results.schema import ResultSetError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import yaml
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
 from results.analysis.metrics import amount
 from results.analysis.summary import FAILURES
+from results.errors import ResultSetError
 from results.report import charts
 from results.report.parts import ExperimentPart, PageTable, Row, Section, View
 from results.show import describe_hyperparameters, hyperparameters_of
@@ -69,26 +70,51 @@ def _count(trials: int) -> str:
 
 
 def _settings(view: View) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(view.results.trials.settings.dropna().iloc[-1])["experiment"]
-    return settings
+    """Return what the experiment's file said; nothing of a run that does not say."""
+    texts = view.results.trials.settings.dropna()
+    settings = _json(texts.iloc[-1], "settings").get("experiment") if len(texts) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def _json(text: Any, column: str) -> dict[str, Any]:
+    """Read a column that holds a JSON object, or null.
+
+    Raises:
+        ResultSetError: if it holds anything else.
+    """
+    try:
+        found = json.loads(text) if isinstance(text, str) else {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ResultSetError(f"trials.parquet: column {column!r} has {text!r:.40}; expected a JSON object")
+    return found
 
 
 def _budget(view: View) -> str:
     settings = _settings(view)
-    budget = settings.get("budget") or {}
-    if budget.get("train_seconds"):
-        rule = f"{budget['train_seconds']:g} seconds of training"
-    elif budget.get("examples"):
-        rule = f"{budget['examples']:,} trained examples"
+    if (seconds := _number_in(settings, "budget", "train_seconds")) is not None:
+        rule = f"{seconds:g} seconds of training"
+    elif (examples := _number_in(settings, "budget", "examples")) is not None:
+        rule = f"{examples:,} trained examples"
+    elif (trials := _number_in(settings, "search", "trials")) is not None:
+        rule = f"{trials} trials"
     else:
-        rule = f"{settings['search']['trials']} trials"
-    seeds = settings.get("confirm", {}).get("seeds", 0)
+        return "Budget rule: not recorded."
+    seeds = _number_in(settings, "confirm", "seeds")
     confirmed = (
         f"its best configuration was trained again on {seeds} fresh seeds and judged once on the test split"
         if seeds
         else "no configuration was confirmed on test"
     )
     return f"Budget rule: each method had {rule} to find its hyperparameters by validation; {confirmed}."
+
+
+def _number_in(settings: dict[str, Any], section: str, name: str) -> int | float | None:
+    """Return a number that a section of an experiment's file has."""
+    found = settings.get(section)
+    number = found.get(name) if isinstance(found, dict) else None
+    return number if isinstance(number, int | float) else None
 
 
 def _methods_section(view: View) -> Section:
@@ -302,8 +328,7 @@ def _failures_section(view: View) -> Section | None:
 def _provenance_section(view: View) -> Section:
     trials = view.results.trials
     row = trials.iloc[-1]
-    splits = json.loads(row.splits) if isinstance(row.splits, str) else {}
-    versions = json.loads(row.versions) if isinstance(row.versions, str) else {}
+    splits, versions = _json(row.splits, "splits"), _json(row.versions, "versions")
     facts = [
         ("base model", f"{row.base_model} (weights {_short(row.base_model_fingerprint)})"),
         ("dataset", f"{row.dataset} (tokens {_short(row.dataset_fingerprint)})"),

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-
 from hosts import HOME, NETWORK, REPOSITORY, Site, missing
+
 from results import load
 
 pytestmark = pytest.mark.cluster

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from runs import run, table
 
 from results import load
 from results.analysis import compare, summary
-from runs import run, table
 
 
 def test_a_comparison_leaves_a_whole_result_set(experiment: Path, tmp_path: Path) -> None:

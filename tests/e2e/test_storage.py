@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from runs import assert_same_tables, finish, settings, start, wait_for
 
 from orchestrator.run import main
 from results import load
 from results.remote import RemoteDirectory
-from runs import assert_same_tables, finish, settings, start, wait_for
 from s3_server import Proxy
 
 

@@ -133,7 +133,10 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "missing model": (sets("model.path=./absent"), ("model.path", "no such directory: ./absent")),
     "not a model": (sets("model.path=./nothing"), ("model.path", "no config.json")),
     "no weights": (sets("model.path=./no_weights"), ("model.path", "no weights", "safetensors")),
-    "pickled weights": (sets("model.path=./pickled"), ("model.path", "pickled weights only", "allow_pickle")),
+    "pickled weights": (
+        sets("model.path=./pickled"),
+        ("model.path", "pickled weights only", "convert them"),
+    ),
     "more GPUs": (
         sets("resources.gpus_per_trial=1000"),
         ("resources.gpus_per_trial", "1000", "this machine has"),

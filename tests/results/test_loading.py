@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from results import load
-from results.schema import SCHEMA_VERSION, TABLES, ResultSetError
+from results.errors import ResultSetError
+from results.schema import SCHEMA_VERSION, TABLES
 
 Maker = Callable[..., Any]
 
