@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from s3_server import Proxy, s3_server
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -19,8 +20,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-
-from s3_server import Proxy, s3_server
 
 hypothesis.settings.register_profile("soak", max_examples=3000, print_blob=True)
 

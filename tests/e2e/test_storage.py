@@ -16,11 +16,11 @@ import pandas as pd
 import psutil
 import pytest
 from runs import assert_same_tables, finish, settings, start, wait_for
+from s3_server import Proxy
 
 from orchestrator.run import main
 from results import load
 from results.remote import RemoteDirectory
-from s3_server import Proxy
 
 
 @pytest.fixture

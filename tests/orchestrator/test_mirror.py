@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import Proxy
 
 from orchestrator import mirror as module
 from orchestrator import scratch
@@ -19,7 +20,6 @@ from orchestrator.mirror import Mirror, fetch
 from orchestrator.scratch import Scratch
 from results.remote import RemoteDirectory
 from results.store import TrialRecord, write_record, write_snapshot
-from s3_server import Proxy
 
 
 @pytest.fixture

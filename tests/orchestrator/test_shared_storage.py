@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from s3_server import Proxy
 
 from orchestrator.cluster import check_shared
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from s3_server import Proxy
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from s3_server import Proxy
 
 from results import load
 from results.remote import RemoteDirectory, StorageError, below, check_uri, name_and_parent, patiently
-from s3_server import Proxy
 
 Maker = Callable[..., Any]
 
