@@ -94,7 +94,7 @@ def resume(directory: Path) -> None:
     """Do with a run what --resume does before it needs data and model."""
     before = sorted(directory.rglob("*"))
     try:
-        earlier_trials(directory, read_run(directory), LABELS)
+        earlier_trials(directory, read_run(str(directory)), LABELS)
     except ExperimentError as error:
         assert error.problems  # noqa: PT017  # each is printed
         for problem in error.problems:
@@ -104,7 +104,7 @@ def resume(directory: Path) -> None:
 
 
 def test_what_a_run_leaves_is_read(directory: Path) -> None:
-    earlier, rows = earlier_trials(directory, read_run(directory), LABELS)
+    earlier, rows = earlier_trials(directory, read_run(str(directory)), LABELS)
     assert [trial.spec.trial_id for trial in earlier.finished] == ["lora-000", "lora-seed0"]
     assert [trial.spec.trial_id for trial in earlier.unfinished] == ["lora-001"]
     assert len(rows) == 3

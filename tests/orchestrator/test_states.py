@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.states import read_state, remove_states, save_state, saved_evaluation
+from orchestrator.states import read_state, save_state, saved_evaluation
 from trainables.base_model import load_base, load_tokenizer
 from trainables.data import load_data, read_data
 from trainables.methods import METHODS
@@ -57,8 +57,12 @@ def test_the_newest_state_is_read_and_takes_the_place_of_the_one_before(runs: Pa
         source = state_of(runs / number)
         copy(source, tmp_path / "states" / SPEC.trial_id / source.name)
     assert read_state(tmp_path, SPEC)[0].progress.evaluation == 2
-    remove_states(tmp_path, SPEC.trial_id)
-    assert read_state(tmp_path, SPEC)[0].progress.evaluation == 0
+    assert saved_evaluation(tmp_path, SPEC) == 2
+
+
+def test_a_trial_without_a_state_begins(tmp_path: Path) -> None:
+    state, damage = read_state(tmp_path, SPEC)
+    assert (state.progress.evaluation, damage) == (0, None)
     assert saved_evaluation(tmp_path, SPEC) == 0
 
 
