@@ -40,6 +40,27 @@ CURVE = ["trial_id", "evaluation", "step", "epoch", "examples", "tokens", "train
 """Columns of an evaluation that are the same whenever it is made."""
 
 
+def write_experiment(directory: Path, model: Path, data_files: dict[str, Path]) -> Path:
+    """Write a small experiment that runs for seconds, with its runs beside it."""
+    file = directory / "small.yaml"
+    values = {
+        "name": "small",
+        "model": {"path": str(model)},
+        "data": {
+            "path": None,
+            "columns": ["sentence", "label"],
+            **{name: str(path) for name, path in data_files.items()},
+        },
+        "training": {"epochs": 2, "batch_size": 8},
+        "search": {"trials": 3},
+        "confirm": {"seeds": 0},
+        "methods": {"head": {}, "full": {}, "lora": {"rank": [2, 4]}, "dora": {}, "qlora": {}},
+        "storage": str(directory / "runs"),
+    }
+    file.write_text(json.dumps(values))  # JSON is YAML
+    return file
+
+
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "orchestrator.run", *map(str, arguments)]
 

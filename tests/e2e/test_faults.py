@@ -30,6 +30,7 @@ from runs import (
     training,
     wait_for,
     wait_for_evaluations,
+    write_experiment,
 )
 
 LONG = [
@@ -53,18 +54,22 @@ def seconds_until_another_worker(pid: int, directory: Path, trial_id: str, what:
     return seconds_until_training(directory, trial_id, lambda: worker.send_signal(what))
 
 
-@pytest.fixture
-def whole(experiment: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, model_directories: dict[str, Path], data_files: dict[str, Path]
+) -> Path:
     """The directory of a run that nothing happens to."""
+    directory = tmp_path_factory.mktemp("whole")
+    experiment = write_experiment(directory, model_directories["gpt2"], data_files)
     done = run(experiment, "--name", "whole", *LONG)
     assert done.returncode == 0, done.stderr
-    return tmp_path / "runs" / "whole"
+    return directory / "runs" / "whole"
 
 
 def test_a_trial_whose_worker_is_killed_or_hangs_goes_on_as_if_nothing_had_happened(
-    experiment: Path, whole: Path, ledger: Ledger
+    experiment: Path, tmp_path: Path, whole: Path, ledger: Ledger
 ) -> None:
-    directory = whole.with_name("cut")
+    directory = tmp_path / "runs" / "cut"
     process = start(experiment, "--name", "cut", *LONG, *settings("resources.trial_timeout=5"))
     killed = seconds_until_another_worker(process.pid, directory, "full-000", signal.SIGKILL)
     hung = seconds_until_another_worker(process.pid, directory, "lora-000", signal.SIGSTOP)
@@ -189,7 +194,7 @@ def test_a_clock_that_jumps_back_changes_nothing(
     experiment: Path, whole: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
     """The driver's: workers look at no clock but the monotonic one, which never jumps."""
-    jump, directory = tmp_path / "jump", whole.with_name("cut")
+    jump, directory = tmp_path / "jump", tmp_path / "runs" / "cut"
     arguments = [str(jump), str(experiment), "--name", "cut", *LONG, *settings("resources.trial_timeout=60")]
     process = subprocess.Popen(
         [sys.executable, "-c", RUN_WITH_A_CLOCK_THAT_JUMPS, *arguments],
