@@ -103,7 +103,7 @@ def train(config: dict[str, Any], experiment: Experiment, method: str) -> None:
         )
     training = tokenized(data.train, data.max_train_examples)
     steps = settings.epochs * -(-len(training) // settings.batch_size)
-    every = max(1, round(steps / (settings.epochs * settings.evaluations_per_epoch)))
+    every = -(-steps // (settings.epochs * settings.evaluations_per_epoch))
 
     class Report(TrainerCallback):
         evaluations, best = 0, 0.0
