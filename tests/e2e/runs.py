@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +67,47 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "orchestrator.run", *map(str, arguments)]
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+def run(
+    *arguments: str | Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments, environment=environment)
+    out, err = _wait(process)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a run.
+
+    Arguments:
+        arguments: of the command.
+        environment: variables that it gets beside this process's.
+    """
+    return subprocess.Popen(
+        command(*arguments),
+        env={**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for a run to end well, and return what it printed."""
-    out, err = process.communicate(timeout=300)
+    out, err = _wait(process)
     assert process.returncode == 0, out + err
     return out
+
+
+def _wait(process: subprocess.Popen[str], seconds: float = 300) -> tuple[str, str]:
+    """Wait for a run to end; one that hangs ends with its threads' stacks in its log, and that is shown."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER
+        out, err = process.communicate()
+        log = re.search("results and log.txt in (.*)", out)
+        end = (Path(log[1]) / "log.txt").read_text()[-10_000:] if log else ""
+        raise AssertionError(f"not done in {seconds} s: {out}{err}{end}") from None
 
 
 def settings(*values: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -131,10 +130,15 @@ def test_a_run_waits_while_its_disk_is_full(
         )
     wait_for_evaluations(directory, "full-000", more=7)
     ballast = small_disk / "ballast"
-    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    wait_for(lambda: "cannot be written: No space left on device; the run waits" in printed.read_text())
+
+    def is_waiting() -> bool:
+        # A worker that has just replaced a state has freed as much as the next one takes: fill that, too.
+        with contextlib.suppress(OSError), open(ballast, "ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        return "cannot be written: No space left on device; the run waits" in printed.read_text()
+
+    wait_for(is_waiting)
     waited = seconds_until_training(directory, "full-000", ballast.unlink)
     assert process.wait(timeout=300) == 0, printed.read_text()
     ledger.enter("the disk is full", "a tmpfs of 40 MB, filled up, then freed", directory, 2, waited)
@@ -153,18 +157,13 @@ def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
     threshold = (psutil.virtual_memory().used + 5e9) / psutil.virtual_memory().total
     if threshold > 0.9:
         pytest.skip("needs 12 GB of free memory")
-    done = subprocess.run(
-        command(
-            experiment,
-            *settings(f"data.train={rows}", "training.epochs=1", "search.trials=1", "data.max_length=60"),
-            *settings("methods.hungry={kind: full, batch_size: 12000}", "resources.max_failures=1"),
-            *settings("methods.head={batch_size: 500}", "resources.max_concurrent=1"),
-            *("--methods", "hungry,head"),
-        ),
-        env={**os.environ, "RAY_memory_usage_threshold": f"{threshold:.3f}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = run(
+        experiment,
+        *settings(f"data.train={rows}", "training.epochs=1", "search.trials=1", "data.max_length=60"),
+        *settings("methods.hungry={kind: full, batch_size: 12000}", "resources.max_failures=1"),
+        *settings("methods.head={batch_size: 500}", "resources.max_concurrent=1"),
+        *("--methods", "hungry,head"),
+        environment={"RAY_memory_usage_threshold": f"{threshold:.3f}"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     trials = load(tmp_path / "runs" / "small").trials.set_index("method")
