@@ -1,4 +1,4 @@
-"""A stand-in for the worker of benchmarks.scale: it sleeps where a trial would train.
+"""A stand-in for the worker of benchmarks.scale and benchmarks.reports: it sleeps where a trial would train.
 
 It imports neither torch nor the orchestrator: forty workers that did would not fit in memory.
 """
@@ -39,6 +39,8 @@ class Point:
 class Sleeper(tune.Trainable):
     """Report a made-up curve over a second of sleep."""
 
+    seconds, evaluations = SECONDS, EVALUATIONS
+
     def setup(self, config: dict[str, Any]) -> None:
         self._start(config)
 
@@ -59,15 +61,15 @@ class Sleeper(tune.Trainable):
         raise AssertionError("no node of the benchmark leaves")
 
     def step(self) -> dict[str, Any]:
-        time.sleep(SECONDS / EVALUATIONS)
+        time.sleep(self.seconds / self.evaluations)
         self._evaluation += 1
-        done = self._evaluation == EVALUATIONS
+        done = self._evaluation == self.evaluations
         accuracy = self._accuracy + self._evaluation / 100
-        seconds = SECONDS * self._evaluation / EVALUATIONS
+        seconds = self.seconds * self._evaluation / self.evaluations
         fields = {
             "evaluation": self._evaluation,
             "step": 10 * self._evaluation,
-            "epoch": self._evaluation / EVALUATIONS,
+            "epoch": self._evaluation / self.evaluations,
             "examples": 160 * self._evaluation,
             "tokens": 4000 * self._evaluation,
             "train_loss": 1 - accuracy,
@@ -93,3 +95,15 @@ class Sleeper(tune.Trainable):
             "objective": accuracy,
             "done": done,
         }
+
+
+class Short(Sleeper):
+    """Report a short curve as fast as it is taken."""
+
+    seconds = 0.0
+
+
+class Long(Short):
+    """Report a long curve as fast as it is taken."""
+
+    evaluations = 50

@@ -402,7 +402,7 @@ def _reproduce(run: str, trial_id: str, trusts: bool) -> int:
 
 
 if __name__ == "__main__":
-    # Imports make more than a million objects that stay. Looking through them, again and again while they come
+    # Imports make almost a million objects that stay. Looking through them, again and again while they come
     # and once more at the end, took a third of a dry run.
     gc.set_threshold(NEW_OBJECTS)
     status = main()
