@@ -2,9 +2,9 @@
 
     python -m benchmarks.reports
 
-Two slots, five methods, trials of 50 evaluations that take no time, against as many of 3: what the former cost
-more is what reports cost. The driver's time is its CPU seconds, all threads included, and the seconds it waits
-for the disk when it journals.
+Two slots, five methods, trials of 50 evaluations that take no time, against as many of 3: what the former
+cost more is what reports cost. The driver's time is its CPU seconds, all threads included, and the seconds
+it waits for the disk when it journals.
 """
 
 from __future__ import annotations
