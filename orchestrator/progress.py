@@ -14,7 +14,7 @@ from rich.table import Table
 from orchestrator.experiment import Experiment
 from orchestrator.rows import TrialHistory
 from results.analysis.summary import FAILURES
-from results.show import describe_hyperparameters
+from results.hyperparameters import describe_hyperparameters
 
 ENDED_WELL = ("completed", "stopped", "interrupted")
 """Statuses of trials that have ended and did not fail."""

@@ -51,9 +51,6 @@ Exit status: 0 done, 1 a reproduction that differs or no trial finished, 2 wrong
 TRUST = "model.trust_remote_code=true"
 """The one setting that --reproduce does not take from the run, which somebody may have sent."""
 
-NEW_OBJECTS = 100_000
-"""How many objects come into being before Python looks for garbage among them; its default is 700."""
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
@@ -402,9 +399,6 @@ def _reproduce(run: str, trial_id: str, trusts: bool) -> int:
 
 
 if __name__ == "__main__":
-    # Imports make almost a million objects that stay. Looking through them, again and again while they come
-    # and once more at the end, took a third of a dry run.
-    gc.set_threshold(NEW_OBJECTS)
     status = main()
-    gc.freeze()
+    gc.freeze()  # Python would look for garbage among all that was imported, once more
     sys.exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 import traceback
@@ -16,6 +17,7 @@ from ray import ObjectRef, tune
 from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
+from orchestrator import GARBAGE_THRESHOLD
 from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment, Phase, ResourceSettings
 from orchestrator.prepare import Prepared
@@ -23,7 +25,7 @@ from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, EVALUATION, OBJECTIV
 from orchestrator.scratch import Scratch
 from orchestrator.secrets import redact
 from orchestrator.states import read_state, save_state
-from results.show import describe_hyperparameters
+from results.hyperparameters import describe_hyperparameters
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.parallel import ALONE, Group
@@ -109,6 +111,8 @@ class TrialProcess:
     """
 
     def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
+        gc.freeze()  # what is here stays; what trials leave behind is looked for as ever
+        gc.set_threshold(*GARBAGE_THRESHOLD)
         self._inputs = inputs
         self._group = group
         self._device = trial_device(inputs.experiment.resources)

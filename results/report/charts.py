@@ -11,8 +11,8 @@ import pandas as pd
 
 from results.analysis.metrics import amount
 from results.analysis.tradeoffs import Directions, pareto
+from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.loading import ResultSet
-from results.show import describe_hyperparameters, hyperparameters_of
 
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart
 

@@ -13,9 +13,9 @@ from results.analysis import budget_curve, claims, compare, importance, summary,
 from results.analysis.metrics import amount
 from results.analysis.summary import FAILURES
 from results.errors import ResultSetError
+from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
 from results.report.parts import ExperimentPart, PageTable, Row, Section, View
-from results.show import describe_hyperparameters, hyperparameters_of
 
 COSTS = (
     ("peak_memory_bytes", "peak memory, MB", 1e6),
