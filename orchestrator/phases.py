@@ -91,8 +91,8 @@ class Phases(Searcher):
             self._recorder.forget(stale)
             done = {trial.spec.trial_id for trial in self._recorder.of_phase("confirm")}
             self._waiting += [trial for trial in planned if trial.trial_id not in done]
-        # Methods take turns.
-        self._waiting.sort(key=lambda trial: trial.number)
+        # Methods take turns, as in the search.
+        self._waiting.sort(key=lambda trial: (trial.number, -self._studies.expected_seconds(trial.method)))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id not in self._confirming:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from ray.tune.result import TIME_TOTAL_S
 from ray.tune.search import Searcher
 
 from orchestrator.experiment import Assignment, derive_seed
@@ -66,6 +67,18 @@ def test_methods_take_turns_and_get_as_many_trials(sampler: SamplerName) -> None
     trials = run(make_studies(sampler))
     expected = [(method, number) for number in range(TRIALS) for method in SPACES]
     assert [(trial.method, trial.number) for trial in trials] == expected
+
+
+def test_of_a_turn_the_slowest_method_is_first() -> None:
+    studies = make_studies("random")
+    trials = []
+    while isinstance(suggestion := studies.suggest("tune"), dict):
+        trial = Assignment(**suggestion[ASSIGNMENT])
+        seconds = {"full": 1.0, "lora": 2.0}[trial.method]
+        studies.on_trial_complete("tune", {OBJECTIVE: 0.5, TIME_TOTAL_S: seconds})
+        trials.append((trial.number, trial.method))
+    later = [(number, method) for number in range(1, TRIALS) for method in ("lora", "full")]
+    assert trials == [(0, "full"), (0, "lora"), *later]
 
 
 def test_a_methods_first_trial_is_its_published_default(sampler: SamplerName) -> None:
