@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trainables.base_model import head_modules, linear_layer_names
+from trainables.methods.low_rank_layers import speed_up
 from trainables.methods.method import Method, MethodSettings
 
 
@@ -46,6 +47,7 @@ def wrap_low_rank(model: PreTrainedModel, settings: LoraSettings, use_dora: bool
     )
     wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
+    speed_up(wrapped)
     return wrapped
 
 
