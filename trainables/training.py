@@ -87,13 +87,23 @@ def train_step(
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Take one optimizer step on a batch and return its mean loss as weighted, a detached scalar."""
-    loss = cross_entropy(forward(model, batch, dtype), batch.labels) * batch.weight
+    loss = batch_loss(model, batch, dtype)
     loss.backward()
+    update(model, optimizer, schedule, max_gradient_norm)
+    return loss.detach()
+
+
+def batch_loss(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+    """Return the mean loss of a batch as weighted, a scalar."""
+    return cross_entropy(forward(model, batch, dtype), batch.labels) * batch.weight
+
+
+def update(model: nn.Module, optimizer: AdamW, schedule: LRScheduler, max_gradient_norm: float) -> None:
+    """Take the optimizer step that the gradients say, clipped, and let go of them."""
     nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), max_gradient_norm)
     optimizer.step()
     schedule.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
 
 
 def evaluate(
