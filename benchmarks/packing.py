@@ -50,8 +50,9 @@ NO_KERNEL = frozenset(
     f"aten::{name}"
     for name in (
         "view _unsafe_view reshape _reshape_alias as_strided t transpose permute expand expand_as slice"
-        " select narrow split split_with_sizes unsqueeze squeeze detach alias unflatten flatten unbind lift_fresh"
-        " empty empty_like empty_strided resize_ result_type set_ item _local_scalar_dense is_nonzero"
+        " select narrow split split_with_sizes unsqueeze squeeze detach alias unflatten flatten unbind"
+        " lift_fresh empty empty_like empty_strided resize_ result_type set_ item _local_scalar_dense"
+        " is_nonzero"
     ).split()
 )
 """Operators that only look at memory in another way, or take it."""

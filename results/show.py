@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ from results.analysis import summary, verdict
 from results.analysis.metrics import HIGHER_IS_BETTER, METRICS, check_metric
 from results.errors import ResultSetError
 from results.loading import load
+from results.naming import describe_hyperparameters as describe_hyperparameters
 from results.schema import HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 120
 """Columns of output that goes to no terminal."""
-
-SHORT_NAMES = {"learning_rate": "lr"}
 
 
 def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None = None) -> Group:
@@ -38,11 +37,6 @@ def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None =
     return Group(*parts)
 
 
-def describe_hyperparameters(values: Mapping[str, Any]) -> str:
-    """Write ``rank 8, alpha 16, lr 0.0003``."""
-    return ", ".join(f"{SHORT_NAMES.get(name, name)} {_short(value)}" for name, value in values.items())
-
-
 def hyperparameters_of(row: pd.Series) -> dict[str, Any]:
     """Return the hyperparameters a row has, by name: the learning rate, which all methods have, is last."""
     found = {
@@ -51,12 +45,6 @@ def hyperparameters_of(row: pd.Series) -> dict[str, Any]:
         if name.startswith(HYPERPARAMETER_PREFIX) and not pd.isna(row[name])
     }
     return dict(sorted(found.items(), key=lambda pair: pair[0] == "learning_rate"))
-
-
-def _short(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:g}" if value.is_integer() else f"{value:.2g}"
 
 
 def _sorted(rows: pd.DataFrame, sort: str | None) -> pd.DataFrame:

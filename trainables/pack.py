@@ -11,11 +11,11 @@ import torch
 
 from trainables.base_model import BaseModel
 from trainables.batches import Batch
+from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch
 from trainables.shared_base import Guest, NotTogetherError, SharedBase, make_guest
 from trainables.stretch import Stretch, take_step
 from trainables.training import forward, mean_loss, update
-from trainables.trial import Evaluation
 
 Course = Iterator[Stretch | Evaluation]
 """A :func:`trainables.trial.trial_course`, which nobody but its pack asks to go on."""

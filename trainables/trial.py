@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters
 from trainables.batches import batches, training_batches
-from trainables.checkpoints import Checkpoint, Elsewhere, load_checkpoint, save_checkpoint
+from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
+from trainables.evaluation import Evaluation as Evaluation
+from trainables.evaluation import TestOutcome as TestOutcome
 from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
 from trainables.methods import METHODS, MethodSettings
 from trainables.parallel import ALONE, Group, spread, total
@@ -43,52 +43,6 @@ class TrialSpec:
     settings: MethodSettings  # the method's own hyperparameters
     training: TrainingSettings
     threads: int = 1  # torch threads on a CPU
-
-
-@dataclass(frozen=True)
-class TestOutcome:
-    """The best checkpoint, judged once on the test split."""
-
-    loss: float  # mean cross-entropy in nats
-    accuracy: float  # 0 to 1
-    macro_f1: float  # 0 to 1
-    seconds: float
-    example_ids: NDArray[np.int64]  # [examples]; row of each example in its source
-    labels: NDArray[np.int64]  # [examples]; right label indices
-    logits: NDArray[np.float32]  # [examples, labels]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One point on a trial's curve. Seconds and counts are totals since the trial's start."""
-
-    evaluation: int  # 1, 2, ...
-    step: int  # optimizer steps
-    epoch: float
-    examples: int  # trained examples
-    tokens: int  # trained tokens without padding
-    train_loss: float  # mean over the examples since the last evaluation
-    validation_loss: float
-    validation_accuracy: float
-    validation_macro_f1: float
-    train_seconds: float
-    evaluation_seconds: float
-    setup_seconds: float
-    peak_memory_bytes: int | None
-    peak_memory_source: str | None  # "cuda_allocator" or "process_high_water"; null where neither can be read
-    trainable_parameters: int
-    total_parameters: int
-    model_bytes: int  # parameters and buffers as loaded, with quantization state
-    is_best: bool  # best validation accuracy so far; ties go to the lower validation loss, then the earlier
-    is_last: bool
-    checkpoint: Checkpoint | None  # the checkpoint written at this evaluation, if it is the best so far
-    device: str  # such as "cpu" or "cuda:NVIDIA H200"
-    test: TestOutcome | None = None  # with the last evaluation, where a test split was given
-
-    @property
-    def examples_per_second(self) -> float | None:
-        """Trained examples per second of training; None before any time was measured."""
-        return self.examples / self.train_seconds if self.train_seconds else None
 
 
 @dataclass(frozen=True)
@@ -132,7 +86,12 @@ def run_trial(
         torch.OutOfMemoryError: if a GPU's memory runs out.
     """
     trial = (spec, data, base, checkpoint_directory, test, state, group, device, elsewhere)
-    for asked in trial_course(*trial):
+    return train_alone(trial_course(*trial))
+
+
+def train_alone(course: Iterator[Stretch | Evaluation]) -> Iterator[Evaluation]:
+    """Take all training steps of a :func:`trial_course` and yield its evaluations."""
+    for asked in course:
         if isinstance(asked, Stretch):
             train(asked)
         else:
