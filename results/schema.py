@@ -62,7 +62,7 @@ TRIALS: Final = _schema(
         "test_seconds": (FLOAT, "time in the evaluation on test; confirm phase only"),
         "train_seconds": (
             FLOAT,
-            "time in training steps and nothing else; in a pack, its share of them, by tokens",
+            "time in training steps and nothing else; in a pack, its share by tokens",
         ),
         "evaluation_seconds": (FLOAT, "time in evaluations"),
         "setup_seconds": (FLOAT, "time to build the model, wrap it and move it to its device"),
