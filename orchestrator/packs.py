@@ -40,12 +40,20 @@ class Seat:
     """A worker's place in a pack, which it keeps for one trial after another."""
 
     def __init__(self, packs: Any) -> None:
-        context = ray.get_runtime_context()
+        self._packs = packs
+        self._sit_down()
+
+    def _sit_down(self) -> None:
+        node = ray.get_runtime_context().get_node_id()
         gpus = ",".join(map(str, ray.get_gpu_ids()))
-        self._pack = ray.get(packs.seat.remote(context.get_node_id(), gpus, os.getpid()))
+        self._pack = ray.get(self._packs.seat.remote(node, gpus, os.getpid()))
 
     def begin(self, assignment: Assignment) -> Start:
-        return self._order("begin", assignment)
+        try:
+            return self._order("begin", assignment)
+        except ProcessDiedError:  # while this worker had no trial, or another one's
+            self._sit_down()
+            return self._order("begin", assignment)
 
     def advance(self) -> Evaluation | Failure:
         return self._order("advance")
