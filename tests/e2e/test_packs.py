@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
@@ -23,8 +24,9 @@ METHODS = ("--methods", "head,lora,qlora")
 def pack_of(pid: int) -> psutil.Process | None:
     """Return the process of a run's pack."""
     for child in psutil.Process(pid).children(recursive=True):
-        if " ".join(child.cmdline()).startswith("ray::pack"):
-            return child
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if " ".join(child.cmdline()).startswith("ray::pack"):
+                return child
     return None
 
 
