@@ -11,7 +11,6 @@ from threading import Lock, Thread
 from typing import Any
 
 import ray
-from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator.experiment import Assignment
 from orchestrator.shell import Failure, ProcessDiedError, Start
@@ -113,7 +112,6 @@ class PackProcess:
         start = process.begin(assignment)
         self._trials[worker] = trial
         self._pack.join(trial, process.course)
-        self._show()
         return start
 
     def _advance(self, order: _Order) -> None:
@@ -126,7 +124,6 @@ class PackProcess:
         self._let_go(order.worker)
         if process := self._seats.get(order.worker):
             process.close()
-        self._show()
 
     def _tell(self, trial: str, outcome: Outcome) -> None:
         """Give a worker what it waits for."""
@@ -153,10 +150,6 @@ class PackProcess:
         if (trial := self._trials.pop(worker, None)) is not None:
             self._pack.leave(trial)
             self._advancing.pop(trial, None)
-
-    def _show(self) -> None:
-        """Name the process after its trials."""
-        setproctitle(f"ray::pack {' '.join(self._trials.values())}")
 
 
 def _is_alive(process: int) -> bool:

@@ -16,7 +16,7 @@ SEARCH = settings(
     "search.early_stopping=none",
     "search.trials=1",
     "resources.max_concurrent=3",
-    "training.epochs=20",
+    "training.epochs=40",
 )
 METHODS = ("--methods", "head,lora,qlora")
 
@@ -25,7 +25,7 @@ def pack_of(pid: int) -> psutil.Process | None:
     """Return the process of a run's pack."""
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            if " ".join(child.cmdline()).startswith("ray::pack"):
+            if " ".join(child.cmdline()).startswith("ray::PackActor"):
                 return child
     return None
 
