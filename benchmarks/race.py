@@ -44,9 +44,9 @@ class Size:
 
     def __str__(self) -> str:
         return (
-            f"Five methods, {self.trials} trials each, at most {self.epochs} epochs of 1,000 sentences of SST-2,"
-            f" {self.evaluations} evaluations an epoch on {VALIDATION} others, {SLOTS} slots, a GPT-2 of 5.3M"
-            " parameters."
+            f"Five methods, {self.trials} trials each, at most {self.epochs} epochs of 1,000 sentences of"
+            f" SST-2, {self.evaluations} evaluations an epoch on {VALIDATION} others, {SLOTS} slots, a GPT-2 of"
+            " 5.3M parameters."
         )
 
 
@@ -128,7 +128,8 @@ def report(races: list[Race], size: Size) -> str:
         "",
         f"{machine()}: `python -m benchmarks.race --pairs {len(races)} --trials {size.trials} --epochs"
         f" {size.epochs} --evaluations {size.evaluations}`. {size} Useful is the share of"
-        " the slots' time, from the first trial's start to the last one's end, that was training or evaluation.",
+        " the slots' time, from the first trial's start to the last one's end, that was training or"
+        " evaluation.",
         "",
         "| pair | ours, s | plain, s | plain / ours | evaluations, ours and plain | useful |",
         "|---|---|---|---|---|---|",

@@ -65,7 +65,7 @@ class Node:
     memory: float = math.inf  # bytes for workers, the object store apart; infinite until Ray runs there
 
     def slots(self, resources: ResourceSettings) -> int:
-        """Say how many workers of trials it has room for at once."""
+        """Say how many workers of trials, or packs of them, it has room for at once."""
         fits = [int(self.cpus / resources.cpus_per_trial + 1e-9)]
         if resources.gpus_per_trial:
             fits.append(int(self.gpus / resources.gpus_per_trial + 1e-9))
@@ -86,6 +86,7 @@ class Cluster:
         """Say how many trials run at once on the nodes that are there."""
         resources = experiment.resources
         fits = sum(node.slots(resources) for node in self.nodes) // resources.workers_per_trial
+        fits *= resources.pack_size
         return max(1, min(fits, resources.max_concurrent or fits))
 
     def unused(self, experiment: Experiment) -> str | None:
@@ -172,7 +173,7 @@ def node_types() -> tuple[Node, ...]:
 def room(resources: ResourceSettings) -> int:
     """Say how many trials fit the cluster that was joined, as it is or as large as it may grow."""
     workers = (sum(node.slots(resources) for node in nodes) for nodes in (alive_nodes(), node_types()))
-    return max(1, max(workers) // resources.workers_per_trial)
+    return max(1, max(workers) // resources.workers_per_trial) * resources.pack_size
 
 
 def check_shared(experiment: Experiment, where: str) -> None:

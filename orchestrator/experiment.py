@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,6 +12,8 @@ from typing import Any, Literal, Self
 from optuna.distributions import BaseDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from orchestrator.assignment import Assignment as Assignment
+from orchestrator.assignment import Phase as Phase
 from results.remote import StorageError, below, check_uri, is_uri, name_and_parent
 from search_spaces import default_space, extremes, nearest, parse_distribution
 from search_spaces.parsing import parse_names, split_names
@@ -29,10 +30,11 @@ from trainables.settings import (
 )
 from trainables.trial import TrialSpec
 
-Phase = Literal["search", "confirm"]
-
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names of methods begin names of files."""
+
+GPU_PACK = 8
+"""Trials in a pack on a GPU where it is for us to say. Kernels saved are why; it was never run on one."""
 
 DEFAULT_METHODS = ("head", "full", "lora", "dora", "qlora")
 
@@ -93,6 +95,12 @@ class ResourceSettings(Settings):
         None, ge=1, description="bytes of main memory of each worker; null asks for none"
     )
     workers_per_trial: int = Field(1, ge=1, description="processes that train one trial; they share batches")
+    trials_per_pack: int | Literal["auto"] = Field(
+        1,
+        ge=1,
+        description="trials that train side by side in one process, in what one trial gets; auto: 1 on CPUs, "
+        f"{GPU_PACK} on a GPU",
+    )
     parallelism: Parallelism = Field(
         "ddp",
         description="what each of a trial's workers holds: the whole model (ddp), or a part of it (fsdp)",
@@ -106,6 +114,30 @@ class ResourceSettings(Settings):
         gt=0,
         description="seconds without a report after which a worker hangs, and is killed; null: never",
     )
+
+    @property
+    def pack_size(self) -> int:
+        """How many trials train side by side in one process."""
+        if self.trials_per_pack == "auto":
+            return GPU_PACK if self.gpus_per_trial else 1
+        return self.trials_per_pack
+
+    @model_validator(mode="after")
+    def _check_pack(self) -> Self:
+        if self.pack_size == 1:
+            return self
+        if self.workers_per_trial > 1:
+            raise ValueError(
+                f"trials_per_pack: {self.pack_size} trials share a process, and workers_per_trial gives each "
+                f"{self.workers_per_trial}; expected one of them to be 1"
+            )
+        if self.auto:
+            raise ValueError("auto measures trials one at a time; expected trials_per_pack of 1")
+        if self.gpus_per_trial > 1:
+            raise ValueError(
+                f"gpus_per_trial: a pack trains on one GPU or a part of it, got {self.gpus_per_trial:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:
@@ -190,25 +222,6 @@ class MethodEntry(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Which trial of an experiment: everything about it that is not settled by the experiment."""
-
-    method: str
-    number: int  # n-th trial of its method in its phase, from 0
-    hyperparameters: Mapping[str, Any]  # as Optuna suggested them
-    phase: Phase = "search"
-
-    @property
-    def trial_id(self) -> str:
-        """Unique in the experiment, and a plain file name."""
-        return (
-            f"{self.method}-{self.number:03d}"
-            if self.phase == "search"
-            else f"{self.method}-seed{self.number}"
-        )
 
 
 class Experiment(Settings):

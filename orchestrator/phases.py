@@ -16,6 +16,7 @@ from orchestrator.confirm import confirm_trials
 from orchestrator.experiment import Assignment
 from orchestrator.limiter import RoomLimiter
 from orchestrator.lost_workers import count_lost_workers
+from orchestrator.packs import PackedTrialWorker, open_packs
 from orchestrator.ranks import MultiProcessTrialWorker, placement
 from orchestrator.recorder import Recorder, assignment_of
 from orchestrator.reports import ASSIGNMENT, OBJECTIVE
@@ -150,6 +151,8 @@ def run_phases(
     worker = inputs.trainable
     if resources.workers_per_trial > 1:
         worker = tune.with_parameters(MultiProcessTrialWorker, inputs=inputs)
+    if resources.pack_size > 1:
+        worker = tune.with_parameters(PackedTrialWorker, packs=open_packs(inputs, resources))
     tuner = tune.Tuner(
         tune.with_resources(worker, placement(resources)),
         tune_config=tune.TuneConfig(

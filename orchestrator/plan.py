@@ -76,6 +76,8 @@ def _plan_method(experiment: Experiment, prepared: Prepared, method: str) -> Met
 def _resources(resources: ResourceSettings) -> str:
     each = f"{resources.cpus_per_trial:g} CPUs, {resources.gpus_per_trial:g} GPUs"
     workers = resources.workers_per_trial
+    if resources.pack_size > 1:
+        return f"each pack of {resources.pack_size} trials: {each}"
     return (
         f"each trial: {each}"
         if workers == 1

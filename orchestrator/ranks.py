@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from functools import partial
@@ -21,9 +22,13 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from orchestrator.board import Board
 from orchestrator.experiment import Assignment, ResourceSettings
 from orchestrator.placement import TrialTrainer
-from orchestrator.worker import Inputs, ProcessDiedError, Start, TrialProcess, TrialWorker
+from orchestrator.shell import ProcessDiedError, Start
+from orchestrator.worker import Inputs, TrialProcess, TrialWorker
 from trainables.parallel import Group
 from trainables.trial import Evaluation
+
+RAY_PARTS = 10_000
+"""Ray counts resources in ten-thousandths."""
 
 GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 """What Ray Train says of a worker that it cannot reach."""
@@ -32,15 +37,21 @@ GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 class MultiProcessTrialWorker(TrialWorker):
     """A trial worker that lets several processes train; it takes no resources itself."""
 
-    def _open(self, inputs: Inputs) -> Ranks:
+    def _processes(self, inputs: Inputs) -> Ranks:
         return Ranks(inputs)
 
 
 def placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
-    """Say what Tune reserves for a trial: a bundle for each of its workers."""
+    """Say what Tune reserves for a trial: a bundle for each of its workers, or its part of a pack's."""
     if resources.workers_per_trial == 1:
-        return tune.PlacementGroupFactory([worker_resources(resources)])
+        whole, size = worker_resources(resources), resources.pack_size
+        return tune.PlacementGroupFactory([{name: _part(amount, size) for name, amount in whole.items()}])
     return tune.PlacementGroupFactory([{}, *[worker_resources(resources)] * resources.workers_per_trial])
+
+
+def _part(amount: float, size: int) -> float:
+    """Divide a resource, rounded down to what Ray counts it in: the parts fit into the whole."""
+    return amount if size == 1 else math.floor(amount / size * RAY_PARTS) / RAY_PARTS
 
 
 def worker_resources(resources: ResourceSettings) -> dict[str, float]:

@@ -1,36 +1,33 @@
-"""The Tune trainable: feeds a trial its inputs, reports what it yields."""
+"""The process that trains a trial: feeds it its inputs, passes on what it yields."""
 
 from __future__ import annotations
 
 import gc
 import socket
-import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import torch
 from ray import ObjectRef, tune
-from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
-from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator import GARBAGE_THRESHOLD
 from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment, Phase, ResourceSettings
 from orchestrator.prepare import Prepared
-from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
 from orchestrator.scratch import Scratch
 from orchestrator.secrets import redact
+from orchestrator.shell import Driven, Failure, ProcessDiedError, Start, TrialShell
 from orchestrator.states import read_state, save_state
-from results.hyperparameters import describe_hyperparameters
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.parallel import ALONE, Group
-from trainables.state import Progress, TrialState
-from trainables.trial import CPU, Evaluation, TrialSpec, failure_status, run_trial
+from trainables.state import TrialState
+from trainables.stretch import Stretch
+from trainables.trial import CPU, Evaluation, TrialSpec, failure_status, train_alone, trial_course
 
 
 @dataclass(frozen=True)
@@ -56,31 +53,6 @@ def share(experiment: Experiment, prepared: Prepared, directory: Path) -> Inputs
     )
 
 
-class ProcessDiedError(RuntimeError):
-    """A process of a trial is gone; another one may go on from the trial's last state."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a trial begins."""
-
-    progress: Progress  # of the state it goes on from
-    damage: str | None  # what is wrong with a state that it cannot go on from
-
-
-class Driven(Protocol):
-    """A trial's process, or several that are driven as one."""
-
-    def begin(self, assignment: Assignment) -> Start:
-        """Begin a trial, or go on with it from its last state."""
-
-    def advance(self) -> Evaluation:
-        """Save the trial's state, once it has one, and train until the next evaluation."""
-
-    def close(self) -> None:
-        """Let go of the trial."""
-
-
 def trial_device(resources: ResourceSettings) -> torch.device:
     """Return what this worker of a trial trains on, and keep it to its part of a GPU's memory.
 
@@ -99,6 +71,22 @@ def trial_device(resources: ResourceSettings) -> torch.device:
     return torch.device("cuda")
 
 
+def failure(error: Exception) -> Failure:
+    """Say how a trial failed, and print where.
+
+    Raises:
+        ProcessDiedError: if this process cannot train any more.
+        OSError: if it is ``error``: another process may have more luck with storage.
+    """
+    if isinstance(error, ProcessDiedError | OSError):
+        raise error
+    print(redact("".join(traceback.format_exception(error))), flush=True)
+    status, text = failure_status(error), f"{type(error).__name__}: {error}"
+    if status == "failed" and isinstance(error, torch.AcceleratorError):
+        raise ProcessDiedError(text) from error  # CUDA does no further work for this process
+    return Failure(status, text)
+
+
 class TrialProcess:
     """What drives a trial does in the process, or in each of the processes, that train it.
 
@@ -109,6 +97,8 @@ class TrialProcess:
         inputs: what it reads.
         group: the processes that train together.
     """
+
+    course: Iterator[Stretch | Evaluation]  # of the trial, for who trains it in place of :meth:`advance`
 
     def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
         gc.freeze()  # what is here stays; what trials leave behind is looked for as ever
@@ -126,19 +116,22 @@ class TrialProcess:
         if self._scratch:
             self._scratch.begin(spec.trial_id)
         state, damage = read_state(self._directory, spec)
-        start = Start(state.progress, damage)
-        self._curve = self._run(spec, state, assignment.phase)
+        start = Start(state.progress.best[0] if state.progress.best else 0.0, damage)
+        self.course = self._run(spec, state, assignment.phase)
+        self._curve = train_alone(self.course)
         return start
 
-    def _run(self, spec: TrialSpec, state: TrialState, phase: Phase) -> Iterator[Evaluation]:
+    def _run(self, spec: TrialSpec, state: TrialState, phase: Phase) -> Iterator[Stretch | Evaluation]:
         directory, scratch = self._directory, self._scratch
         check_directory(directory)
         # The search never sees the test split.
         test = ray.get(self._inputs.test) if phase == "confirm" else None
         checkpoint = directory / "checkpoints" / spec.trial_id
         inputs = (spec, self._data, self._base, checkpoint, test, state, self._group, self._device, scratch)
-        for point in run_trial(*inputs):
-            yield point
+        for asked in trial_course(*inputs):
+            yield asked
+            if isinstance(asked, Stretch):
+                continue
             save_state(directory, spec, state, writes=self._group.rank == 0)
             if scratch and self._group.rank == 0:
                 scratch.saved(spec.trial_id)
@@ -149,71 +142,24 @@ class TrialProcess:
 
     def close(self) -> None:
         """Let go of the trial, and of its memory."""
-        self._curve = iter(())
+        self.course = self._curve = iter(())
         if self._scratch:
             self._scratch.clear()
 
 
-class TrialWorker(tune.Trainable):
-    """Drive one trial after another in one process, one evaluation per step.
-
-    A trial that raises ends with a result that carries its status and error, and the process stays
-    warm for the next one. Where a process dies or cannot write, Tune starts another one, which goes on from
-    the trial's last state.
-
-    While it trains, its process is called ``ray::lora-003 rank 8, lr 0.0005``: the dashboard's list of a
-    node's workers, ``ps`` and ``top`` show that. Its lines in the log begin with the trial's id. Ray takes
-    down an actor's ``repr`` once, when it is made, so that says which trial was the worker's first.
-    """
+class TrialWorker(TrialShell):
+    """A trial worker that trains itself."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
         self, config: dict[str, Any], inputs: Inputs
     ) -> None:
-        self._process = self._open(inputs)
-        self._start(config)
-        self._name = f"first trial: {self._title}"
+        self._open(config, self._processes(inputs))
 
-    def _open(self, inputs: Inputs) -> Driven:
+    def _processes(self, inputs: Inputs) -> Driven:
         return TrialProcess(inputs)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._start(new_config)
-        return True
-
-    def cleanup(self) -> None:
-        self._process.close()
-
-    def __repr__(self) -> str:
-        return self._name
-
-    def _start(self, config: dict[str, Any]) -> None:
-        assignment = Assignment(**config[ASSIGNMENT])
-        self._title = f"{assignment.trial_id} {describe_hyperparameters(assignment.hyperparameters)}"
-        for stream in (sys.stdout, sys.stderr):
-            print(f"{LOG_PREFIX_ACTOR_NAME}{assignment.trial_id}", file=stream, flush=True)
-        start = self._process.begin(assignment)
-        self._damage = start.damage
-        self._best_accuracy = start.progress.best[0] if start.progress.best else 0.0
-
-    def step(self) -> dict[str, Any]:
-        setproctitle(f"ray::{self._title}")
+    def _advance(self) -> Evaluation | Failure:
         try:
-            point = self._process.advance()
-        except (ProcessDiedError, OSError):
-            raise  # another process may have more luck, with this or with storage
+            return self._process.advance()
         except Exception as error:
-            self._process.close()
-            print(redact(traceback.format_exc()), flush=True)
-            status, text = failure_status(error), f"{type(error).__name__}: {error}"
-            if status == "failed" and isinstance(error, torch.AcceleratorError):
-                raise ProcessDiedError(text) from error  # CUDA does no further work for this process
-            return {STATUS: status, ERROR: text, "done": True}
-        self._best_accuracy = max(self._best_accuracy, point.validation_accuracy)
-        damage, self._damage = self._damage, None
-        return {
-            POINT: point,
-            **({DAMAGE: damage} if damage else {}),
-            EVALUATION: point.evaluation,
-            OBJECTIVE: self._best_accuracy,
-            "done": point.is_last,
-        }
+            return failure(error)

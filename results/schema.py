@@ -60,7 +60,10 @@ TRIALS: Final = _schema(
         "test_accuracy": (FLOAT, "share of test examples labelled right; confirm phase only"),
         "test_macro_f1": (FLOAT, "macro-F1 on test; confirm phase only"),
         "test_seconds": (FLOAT, "time in the evaluation on test; confirm phase only"),
-        "train_seconds": (FLOAT, "time in training steps and nothing else"),
+        "train_seconds": (
+            FLOAT,
+            "time in training steps and nothing else; in a pack, its share by tokens",
+        ),
         "evaluation_seconds": (FLOAT, "time in evaluations"),
         "setup_seconds": (FLOAT, "time to build the model, wrap it and move it to its device"),
         "examples_per_second": (FLOAT, "training examples per second of train_seconds"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,17 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from trainables.evaluation import Checkpoint as Checkpoint
 from trainables.parallel import ALONE, Group, own_part, whole
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk."""
-
-    path: str  # directory
-    kind: str  # "adapter" or "full"
-    bytes: int  # of all files in the directory
-    sha256: str  # of the weights file
 
 
 class Elsewhere(Protocol):

@@ -27,27 +27,39 @@ class RandomStream:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
-        with torch.random.fork_rng(devices=self._cuda_devices()):
+        with keep_random_state(device):
             torch.manual_seed(seed)
             self.state = self._read()
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Draw from this stream inside the block; leave torch's own state as it was."""
-        with torch.random.fork_rng(devices=self._cuda_devices()):
-            torch.set_rng_state(self.state["cpu"])
-            if "cuda" in self.state:
-                torch.cuda.set_rng_state(self.state["cuda"], self._device)
+        with keep_random_state(self._device):
+            self.enter()
             yield
-            self.state = self._read()
+            self.leave()
+
+    def enter(self) -> None:
+        """Have torch draw from this stream from now on."""
+        torch.set_rng_state(self.state["cpu"])
+        if "cuda" in self.state:
+            torch.cuda.set_rng_state(self.state["cuda"], self._device)
+
+    def leave(self) -> None:
+        """Note how far torch has drawn from this stream."""
+        self.state = self._read()
 
     def _read(self) -> dict[str, torch.Tensor]:
         on_cuda = self._device.type == "cuda"
         cuda = {"cuda": torch.cuda.get_rng_state(self._device)} if on_cuda else {}
         return {"cpu": torch.get_rng_state(), **cuda}
 
-    def _cuda_devices(self) -> list[torch.device]:
-        return [self._device] if self._device.type == "cuda" else []
+
+@contextmanager
+def keep_random_state(device: torch.device) -> Iterator[None]:
+    """Leave torch's own random state after the block as it was before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @dataclass(frozen=True)
@@ -87,13 +99,23 @@ def train_step(
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Take one optimizer step on a batch and return its mean loss as weighted, a detached scalar."""
-    loss = cross_entropy(forward(model, batch, dtype), batch.labels) * batch.weight
+    loss = mean_loss(forward(model, batch, dtype), batch)
     loss.backward()
+    update(model, optimizer, schedule, max_gradient_norm)
+    return loss.detach()
+
+
+def mean_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the mean cross-entropy of logits ``[examples, labels]``, as a batch weighs it: a scalar."""
+    return cross_entropy(logits, batch.labels) * batch.weight
+
+
+def update(model: nn.Module, optimizer: AdamW, schedule: LRScheduler, max_gradient_norm: float) -> None:
+    """Take the optimizer step that the gradients say, clipped, and let go of them."""
     nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), max_gradient_norm)
     optimizer.step()
     schedule.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
 
 
 def evaluate(

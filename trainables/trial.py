@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters
-from trainables.batches import Batch, batches, training_batches
-from trainables.checkpoints import Checkpoint, Elsewhere, load_checkpoint, save_checkpoint
+from trainables.batches import batches, training_batches
+from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
+from trainables.evaluation import Evaluation as Evaluation
+from trainables.evaluation import TestOutcome as TestOutcome
 from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
 from trainables.methods import METHODS, MethodSettings
 from trainables.parallel import ALONE, Group, spread, total
 from trainables.settings import TrainingSettings
 from trainables.state import Progress, Trained, TrialState
-from trainables.training import RandomStream, evaluate, make_optimizer, train_step
+from trainables.stretch import Stretch, train
+from trainables.training import RandomStream, evaluate, make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -42,52 +43,6 @@ class TrialSpec:
     settings: MethodSettings  # the method's own hyperparameters
     training: TrainingSettings
     threads: int = 1  # torch threads on a CPU
-
-
-@dataclass(frozen=True)
-class TestOutcome:
-    """The best checkpoint, judged once on the test split."""
-
-    loss: float  # mean cross-entropy in nats
-    accuracy: float  # 0 to 1
-    macro_f1: float  # 0 to 1
-    seconds: float
-    example_ids: NDArray[np.int64]  # [examples]; row of each example in its source
-    labels: NDArray[np.int64]  # [examples]; right label indices
-    logits: NDArray[np.float32]  # [examples, labels]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One point on a trial's curve. Seconds and counts are totals since the trial's start."""
-
-    evaluation: int  # 1, 2, ...
-    step: int  # optimizer steps
-    epoch: float
-    examples: int  # trained examples
-    tokens: int  # trained tokens without padding
-    train_loss: float  # mean over the examples since the last evaluation
-    validation_loss: float
-    validation_accuracy: float
-    validation_macro_f1: float
-    train_seconds: float
-    evaluation_seconds: float
-    setup_seconds: float
-    peak_memory_bytes: int | None
-    peak_memory_source: str | None  # "cuda_allocator" or "process_high_water"; null where neither can be read
-    trainable_parameters: int
-    total_parameters: int
-    model_bytes: int  # parameters and buffers as loaded, with quantization state
-    is_best: bool  # best validation accuracy so far; ties go to the lower validation loss, then the earlier
-    is_last: bool
-    checkpoint: Checkpoint | None  # the checkpoint written at this evaluation, if it is the best so far
-    device: str  # such as "cpu" or "cuda:NVIDIA H200"
-    test: TestOutcome | None = None  # with the last evaluation, where a test split was given
-
-    @property
-    def examples_per_second(self) -> float | None:
-        """Trained examples per second of training; None before any time was measured."""
-        return self.examples / self.train_seconds if self.train_seconds else None
 
 
 @dataclass(frozen=True)
@@ -130,13 +85,41 @@ def run_trial(
         DivergedError: if a loss is no longer finite.
         torch.OutOfMemoryError: if a GPU's memory runs out.
     """
+    trial = (spec, data, base, checkpoint_directory, test, state, group, device, elsewhere)
+    return train_alone(trial_course(*trial))
+
+
+def train_alone(course: Iterator[Stretch | Evaluation]) -> Iterator[Evaluation]:
+    """Take all training steps of a :func:`trial_course` and yield its evaluations."""
+    for asked in course:
+        if isinstance(asked, Stretch):
+            train(asked)
+        else:
+            yield asked
+
+
+def trial_course(
+    spec: TrialSpec,
+    data: TokenizedData,
+    base: BaseModel,
+    checkpoint_directory: Path | None,
+    test: TokenizedSplit | None = None,
+    state: TrialState | None = None,
+    group: Group = ALONE,
+    device: torch.device = CPU,
+    elsewhere: Elsewhere | None = None,
+) -> Iterator[Stretch | Evaluation]:
+    """Do all of :func:`run_trial` but its training steps, which whoever asks takes.
+
+    Each stretch that it yields must have been trained when it is asked to go on; then comes an evaluation.
+    """
     if device.type == "cpu":
         torch.set_num_threads(spec.threads)
     reset_peak_memory(device)
     state = state or TrialState()
     done = state.progress
     setup = Stopwatch(device, done.setup_seconds)
-    training, evaluating = Stopwatch(device, done.train_seconds), Stopwatch(device, done.evaluation_seconds)
+    evaluating = Stopwatch(device, done.evaluation_seconds)
     settings, dtype = spec.training, getattr(torch, base.settings.dtype)
     steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
     total_steps = settings.epochs * steps_per_epoch
@@ -149,10 +132,10 @@ def run_trial(
         state.attach(trained)
 
     for last_step in stops[done.evaluation :]:
-        with training.running():
-            part = train(trained, islice(training_data, last_step - done.step), settings, dtype)
-        if not math.isfinite(part.loss):
-            raise DivergedError(f"the training loss became {part.loss} by step {last_step}")
+        part = Stretch(trained, islice(training_data, last_step - done.step), settings, dtype)
+        yield part
+        if not math.isfinite(train_loss := part.mean_loss()):
+            raise DivergedError(f"the training loss became {train_loss} by step {last_step}")
         with evaluating.running():
             scores = evaluate(
                 trained.model,
@@ -177,7 +160,7 @@ def run_trial(
             examples=done.examples + part.examples,
             tokens=done.tokens + part.tokens,
             best=(scores.accuracy, -scores.loss) if is_best else done.best,
-            train_seconds=training.seconds,
+            train_seconds=done.train_seconds + part.seconds,
             evaluation_seconds=evaluating.seconds,
             setup_seconds=setup.seconds,
             peak_memory_bytes=max(peak, done.peak_memory_bytes or 0) if peak else None,
@@ -188,7 +171,7 @@ def run_trial(
             epoch=done.step / steps_per_epoch,
             examples=done.examples,
             tokens=done.tokens,
-            train_loss=part.loss,
+            train_loss=train_loss,
             validation_loss=scores.loss,
             validation_accuracy=scores.accuracy,
             validation_macro_f1=scores.macro_f1,
@@ -224,35 +207,6 @@ def set_up(
     optimizer, schedule = make_optimizer(model, spec.training, total_steps)
     model.train()
     return Trained(model, stepped, optimizer, schedule, stream, device, group), summary
-
-
-@dataclass(frozen=True)
-class Part:
-    """What was trained between two evaluations."""
-
-    loss: float  # mean over its examples
-    examples: int
-    tokens: int
-
-
-def train(trained: Trained, batches: Iterable[Batch], settings: TrainingSettings, dtype: torch.dtype) -> Part:
-    """Take a step on each batch, all ranks of a group together."""
-    device, group = trained.device, trained.group
-    loss_sum, examples, tokens = torch.zeros((), device=device), 0, 0
-    with trained.stream.active():
-        for batch in batches:
-            loss = train_step(
-                trained.stepped,
-                batch.to(device),
-                trained.optimizer,
-                trained.schedule,
-                settings.max_gradient_norm,
-                dtype,
-            )
-            loss_sum += loss * batch.size
-            examples += batch.size
-            tokens += batch.tokens
-        return Part(total(loss_sum, group, device).item() / group.size / examples, examples, tokens)
 
 
 def judge(

@@ -9,7 +9,8 @@ import torch
 
 from orchestrator.experiment import ResourceSettings
 from orchestrator.reports import ERROR, STATUS
-from orchestrator.worker import ProcessDiedError, TrialWorker, trial_device
+from orchestrator.shell import ProcessDiedError
+from orchestrator.worker import TrialWorker, trial_device
 
 
 class Failing:

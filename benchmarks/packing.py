@@ -1,0 +1,241 @@
+"""What it saves to train trials in one pass through their base, against one after another in one process.
+
+    python -m benchmarks.packing --model DIRECTORY --train train.tsv     # a model and sentences
+    python -m benchmarks.packing --model embedded                        # the built-in ones
+    python -m benchmarks.packing --gpt2                                  # GPT-2 124M by configuration
+    python -m benchmarks.packing --gpt2 --device cuda
+
+LoRA trials of mixed ranks and learning rates, batches of 16. In each round the trials of a pack take some
+steps one after another, then as many together, so that a noisy machine is noisy for both; medians are over
+the rounds' ratios. With ``--gpt2`` weights are random, and each example has 32 random tokens.
+
+Operators are those that PyTorch's profiler counts on the CPU, without views and allocations; on a GPU each
+would start a kernel, and there the kernels are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.machine import machine
+from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.batches import training_batches
+from trainables.data import TokenizedSplit, load_data, read_data
+from trainables.measure import synchronize
+from trainables.methods import METHODS
+from trainables.pack import Pack
+from trainables.parallel import ALONE
+from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.stretch import Stretch, train
+from trainables.trial import TrialSpec, set_up
+
+BATCH_SIZE = 16
+RANKS = (4, 8, 16, 32)
+LENGTH = 32
+"""Tokens of random examples."""
+
+NO_KERNEL = frozenset(
+    f"aten::{name}"
+    for name in (
+        "view _unsafe_view reshape _reshape_alias as_strided t transpose permute expand expand_as slice"
+        " select narrow split split_with_sizes unsqueeze squeeze detach alias unflatten flatten unbind"
+        " lift_fresh empty empty_like empty_strided resize_ result_type set_ item _local_scalar_dense"
+        " is_nonzero"
+    ).split()
+)
+"""Operators that only look at memory in another way, or take it."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What trials train on."""
+
+    name: str
+    base: BaseModel
+    split: TokenizedSplit
+    pad_token_id: int
+    device: torch.device
+
+
+def real_inputs(options: argparse.Namespace) -> Inputs:
+    """Read a model and sentences."""
+    model = ModelSettings(path=options.model)
+    settings = DataSettings()
+    if options.train:
+        own = {"train": options.train, "validation": None, "columns": ["sentence", "label"]}
+        settings = DataSettings(path=None, **own)
+    data, _ = load_data(read_data(settings, 0), load_tokenizer(model), settings.max_length)
+    base = load_base(model, data.labels, data.pad_token_id)
+    name = f"{Path(options.model).name}, sentences of at most {settings.max_length} tokens"
+    return Inputs(name, base, data.train, data.pad_token_id, torch.device(options.device))
+
+
+def random_inputs(options: argparse.Namespace) -> Inputs:
+    """Make GPT-2 124M and examples of random tokens, all of one length."""
+    generator, examples = np.random.default_rng(0), 100 * BATCH_SIZE
+    padding = GPT2Config().eos_token_id
+    with tempfile.TemporaryDirectory() as directory:
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
+        base = load_base(ModelSettings(path=directory), ("negative", "positive"), padding)
+    split = TokenizedSplit(
+        tokens=generator.integers(0, padding, examples * LENGTH, dtype=np.int32),
+        offsets=np.arange(examples + 1) * LENGTH,
+        labels=generator.integers(0, 2, examples),
+        example_ids=np.arange(examples),
+    )
+    name = f"GPT-2 124M by configuration, {LENGTH} tokens each"
+    return Inputs(name, base, split, padding, torch.device(options.device))
+
+
+def begin(inputs: Inputs, number: int) -> Stretch:
+    """Set a trial up that could train for ever."""
+    settings = METHODS["lora"].settings(rank=RANKS[number % len(RANKS)], dropout=0.05)
+    training = TrainingSettings(learning_rate=1e-3 / (number + 1), batch_size=BATCH_SIZE)
+    spec = TrialSpec(f"lora-{number}", "lora", "lora", number, settings, training)
+    trained, _ = set_up(spec, inputs.base, 10**6, inputs.device, ALONE)
+    batches = training_batches(inputs.split, BATCH_SIZE, inputs.pad_token_id, number)
+    return Stretch(trained, batches, training, torch.float32)
+
+
+def apart(stretches: Sequence[Stretch], steps: int) -> None:
+    """Take steps of each trial, one trial after another."""
+    for one in stretches:
+        train(Stretch(one.trained, islice(one.batches, steps), one.settings, one.dtype))
+
+
+def together(pack: Pack, steps: int) -> None:
+    """Take steps of all trials of a pack at once."""
+    for _ in range(steps):
+        outcomes = pack.train()
+        assert not outcomes
+
+
+def make_pack(inputs: Inputs, size: int) -> Pack:
+    """Begin a pack."""
+    said: list[str] = []
+    pack = Pack(inputs.base, said.append)
+    for number in range(size):
+        pack.join(str(number), iter([begin(inputs, number)]))
+        pack.go_on(str(number))
+    together(pack, 1)
+    assert not said
+    return pack
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out for one size of pack."""
+
+    size: int
+    apart: list[float]  # examples per second, of each round
+    together: list[float]
+    operators_apart: float  # per step of a trial
+    operators_together: float
+
+
+def measure(inputs: Inputs, size: int, steps: int, rounds: int) -> Measured:
+    """Train as many trials both ways, in turns."""
+    alone = [begin(inputs, number) for number in range(size)]
+    pack = make_pack(inputs, size)
+    apart(alone, 1)
+    ways = {"apart": lambda n: apart(alone, n), "together": lambda n: together(pack, n)}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name in sorted(ways, reverse=turn % 2 == 1):
+            synchronize(inputs.device)
+            started = time.perf_counter()
+            ways[name](steps)
+            synchronize(inputs.device)
+            speeds[name].append(size * steps * BATCH_SIZE / (time.perf_counter() - started))
+    counts = {}
+    for name, take in ways.items():
+        activities = [ProfilerActivity.CPU]
+        if inputs.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        with profile(activities=activities) as profiler:
+            take(1)
+            synchronize(inputs.device)
+        counts[name] = operators(profiler, inputs.device) / size
+    return Measured(size, speeds["apart"], speeds["together"], counts["apart"], counts["together"])
+
+
+def operators(profiler: profile, device: torch.device) -> int:
+    """Count the operators, or on a GPU the kernels, that were run."""
+    if device.type == "cuda":
+        return sum("LaunchKernel" in event.name for event in profiler.events())
+    return sum(
+        event.name.startswith("aten::") and event.name not in NO_KERNEL and not event.cpu_children
+        for event in profiler.events()
+    )
+
+
+def report(inputs: Inputs, found: Sequence[Measured], options: argparse.Namespace) -> str:
+    """Write what came out as Markdown."""
+    lines = [
+        f"## {inputs.name}",
+        "",
+        f"{machine()}: `python -m benchmarks.packing`, on {inputs.device.type}, {options.threads} thread."
+        f" LoRA of ranks {', '.join(map(str, RANKS))} in turn, batches of {BATCH_SIZE}, dropout as in GPT-2;"
+        f" {options.rounds} rounds of {options.steps} steps of each trial.",
+        "",
+        "| trials | one after another, examples/s | in a pack, examples/s | ratio, median (least to most) |"
+        " operators a step alone | in a pack |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        ratios = [packed / alone for packed, alone in zip(one.together, one.apart, strict=True)]
+        lines.append(
+            f"| {one.size} | {statistics.median(one.apart):,.1f} | {statistics.median(one.together):,.1f} |"
+            f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+            f" {one.operators_apart:,.0f} | {one.operators_together:,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="directory of a saved model, or embedded")
+    parser.add_argument("--train", help="TSV of sentence and label; the built-in data if not given")
+    parser.add_argument("--gpt2", action="store_true", help="GPT-2 124M with random weights instead")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="Markdown file that the section is put at the end of")
+    options = parser.parse_args()
+    if not options.gpt2 and not options.model:
+        parser.error("expected --model, or --gpt2")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU here")
+    torch.set_num_threads(options.threads)
+    inputs = random_inputs(options) if options.gpt2 else real_inputs(options)
+    found = []
+    for size in options.sizes:
+        found.append(measure(inputs, size, options.steps, options.rounds))
+        print(report(inputs, found[-1:], options).splitlines()[-1], flush=True)
+    text = report(inputs, found, options)
+    print(text)
+    if options.out:
+        with open(options.out, "a") as file:
+            file.write(f"\n{text}" if file.tell() else f"# Packed trials\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()

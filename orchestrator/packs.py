@@ -1,0 +1,136 @@
+"""Trials that share a process: to Tune each is an ordinary trial, whose worker passes all on to a pack.
+
+A pack is an actor of its own, and the workers of its trials hold the resources that it uses, a part each.
+What is imported here is what such a worker imports: nothing that trains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.assignment import Assignment
+from orchestrator.shell import Failure, ProcessDiedError, Start, TrialShell
+from trainables.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from orchestrator.experiment import ResourceSettings
+    from orchestrator.worker import Inputs
+
+ANSWER_SECONDS = 30
+"""How long a pack may take to say whether it has a seat: no training is waited for."""
+
+
+class PackedTrialWorker(TrialShell):
+    """A trial worker whose trials train in a pack."""
+
+    def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
+        self, config: dict[str, Any], packs: Any
+    ) -> None:
+        self._open(config, Seat(packs))
+
+
+class Seat:
+    """A worker's place in a pack, which it keeps for one trial after another."""
+
+    def __init__(self, packs: Any) -> None:
+        self._packs = packs
+        self._sit_down()
+
+    def _sit_down(self) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        gpus = ",".join(map(str, ray.get_gpu_ids()))
+        self._pack = ray.get(self._packs.seat.remote(node, gpus, os.getpid()))
+
+    def begin(self, assignment: Assignment) -> Start:
+        try:
+            return self._order("begin", assignment)
+        except ProcessDiedError:  # while this worker had no trial, or another one's
+            self._sit_down()
+            return self._order("begin", assignment)
+
+    def advance(self) -> Evaluation | Failure:
+        return self._order("advance")
+
+    def close(self) -> None:
+        self._order("close")
+
+    def _order(self, verb: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(self._pack.order.remote(os.getpid(), verb, *arguments))
+        except RayActorError as error:
+            raise ProcessDiedError(f"the process of its pack died: {error}") from error
+
+
+def open_packs(inputs: Inputs, resources: ResourceSettings) -> Any:
+    """Start the actor that gives workers their seats; packs and it end with the run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Packs.options(scheduling_strategy=here).remote(  # type: ignore[attr-defined]  # an actor
+        [ray.put(inputs)], resources.pack_size
+    )
+
+
+@ray.remote(num_cpus=0)
+class Packs:
+    """Gives workers seats in packs of their node and GPU, and starts a pack where all seats are taken.
+
+    Arguments:
+        inputs: a reference to the inputs, in a list, so that it is not followed here.
+        size: seats of a pack.
+    """
+
+    def __init__(self, inputs: list[ray.ObjectRef[Inputs]], size: int) -> None:
+        self._inputs = inputs
+        self._size = size
+        self._packs: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def seat(self, node: str, gpus: str, worker: int) -> Any:
+        """Return a pack that has a seat for a worker.
+
+        Arguments:
+            node: id of the worker's node.
+            gpus: ids of the GPUs that Ray has given to the worker.
+            worker: its process id.
+        """
+        async with self._one_at_a_time:
+            packs = self._packs[node, gpus]
+            for pack in list(packs):
+                try:
+                    if await asyncio.wait_for(pack.seat.remote(worker), ANSWER_SECONDS):
+                        return pack
+                except (RayActorError, TimeoutError):
+                    ray.kill(pack)
+                    packs.remove(pack)
+            pack = PackActor.options(  # type: ignore[attr-defined]  # an actor
+                # An order of each worker, and a question for a seat.
+                max_concurrency=2 * self._size + 1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            ).remote(self._inputs, self._size, gpus)
+            await pack.seat.remote(worker)
+            packs.append(pack)
+            return pack
+
+
+@ray.remote(num_cpus=0)
+class PackActor:
+    """The process of a pack. Only here is imported what trains."""
+
+    def __init__(self, inputs: list[ray.ObjectRef[Inputs]], size: int, gpus: str) -> None:
+        if gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+        from orchestrator.pack_process import PackProcess
+
+        self._process = PackProcess(ray.get(inputs[0]), size)
+
+    def seat(self, worker: int) -> bool:
+        return self._process.seat(worker)
+
+    def order(self, worker: int, verb: str, *arguments: Any) -> Any:
+        return self._process.order(worker, verb, *arguments)

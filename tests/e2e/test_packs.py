@@ -1,0 +1,52 @@
+"""Trials that share a process have the results of trials that do not, also when that process is killed."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pandas as pd
+import psutil
+from runs import CURVE, finish, settings, start, table, wait_for, wait_for_evaluations
+
+from results import load
+
+SEARCH = settings(
+    "search.sampler=random",
+    "search.early_stopping=none",
+    "search.trials=1",
+    "resources.max_concurrent=3",
+    "training.epochs=40",
+)
+METHODS = ("--methods", "head,lora,qlora")
+
+
+def pack_of(pid: int) -> psutil.Process | None:
+    """Return the process of a run's pack."""
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if " ".join(child.cmdline()).startswith("ray::PackActor"):
+                return child
+    return None
+
+
+def test_a_pack_that_is_killed_gives_the_results_of_trials_by_themselves(
+    experiment: Path, tmp_path: Path
+) -> None:
+    finish(start(experiment, "--name", "alone", *SEARCH, *METHODS))
+    process = start(
+        experiment, "--name", "packed", *SEARCH, *METHODS, *settings("resources.trials_per_pack=3")
+    )
+    directory = tmp_path / "runs" / "packed"
+    wait_for_evaluations(directory, "qlora-000", more=3)
+    wait_for(lambda: pack_of(process.pid)).kill()
+    finish(process)
+    found, expected = directory, tmp_path / "runs" / "alone"
+    pd.testing.assert_frame_equal(table(found), table(expected), rtol=1e-4)
+    curves = [
+        load(path).metrics[CURVE].sort_values(CURVE[:2], ignore_index=True) for path in (found, expected)
+    ]
+    pd.testing.assert_frame_equal(*curves, rtol=1e-4)
+    trials = load(found).trials
+    assert set(trials.status) == {"completed"}
+    assert trials.set_index("trial_id").retries["qlora-000"] == 1

@@ -1,0 +1,178 @@
+"""A trial in a pack has the numbers it has alone, whoever its neighbours are, whenever they come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM
+
+from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.data import TokenizedData, load_data, read_data
+from trainables.errors import DivergedError
+from trainables.methods import METHODS
+from trainables.pack import Outcome, Pack
+from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.state import TrialState
+from trainables.trial import Evaluation, TrialSpec, run_trial, trial_course
+
+STEPS = 56
+SETTINGS = {
+    "lora": {"rank": 3, "alpha": 8, "dropout": 0.1},
+    "dora": {"rank": 2, "alpha": 4, "dropout": 0.05},
+    "qlora": {"rank": 4, "alpha": 4, "dropout": 0.2},
+}
+
+
+def spec(
+    kind: str,
+    number: int = 0,
+    epochs: int = 7,
+    learning_rate: float = 3e-3,
+    batch_size: int = 8,
+    **settings: object,
+) -> TrialSpec:
+    """Make a trial with eight steps an epoch, unless its batches are larger, and as many evaluations."""
+    training = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        evaluations_per_epoch=8,
+        learning_rate=learning_rate * (1 + number / 4),
+    )
+    own = METHODS[kind].settings(**{**SETTINGS.get(kind, {}), **settings})
+    return TrialSpec(f"{kind}-{number}", kind, kind, 100 + number, own, training)
+
+
+def prepare(model: Path, data_files: dict[str, Path]) -> tuple[TokenizedData, BaseModel]:
+    settings = ModelSettings(path=str(model))
+    splits = DataSettings(
+        path=None, columns=["sentence", "label"], **{name: str(file) for name, file in data_files.items()}
+    )
+    data, _ = load_data(read_data(splits, 0), load_tokenizer(settings), 64)
+    base = load_base(settings, data.labels, data.pad_token_id)
+    for weights in base.weights.values():
+        weights.flags.writeable = False  # as they come out of the object store
+    return data, base
+
+
+class Run:
+    """Trials in a pack, each of which goes on as soon as it has made an evaluation."""
+
+    def __init__(self, data: TokenizedData, base: BaseModel) -> None:
+        self.said: list[str] = []
+        self.pack = Pack(base, self.said.append)
+        self.outcomes: dict[str, list[Outcome]] = {}
+        self._inputs = (data, base)
+
+    def join(self, *trials: TrialSpec, state: TrialState | None = None) -> None:
+        for trial in trials:
+            self.outcomes[trial.trial_id] = []
+            self.pack.join(trial.trial_id, trial_course(trial, *self._inputs, None, state=state))
+            self._go_on(trial.trial_id)
+
+    def train(self, until: Callable[[], bool] = lambda: False) -> None:
+        while not self.pack.is_idle and not until():
+            for name, outcome in self.pack.train().items():
+                self._take(name, outcome)
+
+    def _go_on(self, name: str) -> None:
+        if (outcome := self.pack.go_on(name)) is not None:
+            self._take(name, outcome)
+
+    def _take(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name].append(outcome)
+        if isinstance(outcome, Evaluation) and not outcome.is_last:
+            self._go_on(name)
+
+
+def assert_same_curve(found: list[Evaluation], expected: list[Evaluation]) -> None:
+    assert len(found) == len(expected)
+    for name in ("train_loss", "validation_loss"):
+        curves = ([getattr(point, name) for point in points] for points in (found, expected))
+        assert next(curves) == pytest.approx(next(curves), rel=1e-4), name
+    for name in ("step", "examples", "tokens", "trainable_parameters", "model_bytes", "is_best"):
+        assert [getattr(p, name) for p in found] == [getattr(p, name) for p in expected], name
+
+
+def assert_as_alone(run: Run, trial: TrialSpec, data: TokenizedData, base: BaseModel) -> None:
+    alone = list(run_trial(trial, data, base, None))
+    assert alone[-1].train_loss != alone[0].train_loss
+    found = [outcome for outcome in run.outcomes[trial.trial_id] if isinstance(outcome, Evaluation)]
+    assert_same_curve(found, alone)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"])
+def test_trials_train_together_as_alone(
+    model_directories: dict[str, Path], data_files: dict[str, Path], architecture: str
+) -> None:
+    """GPT-2 and BERT have dropout wherever they have it, and Llama has none."""
+    inputs = prepare(model_directories[architecture], data_files)
+    run = Run(*inputs)
+    trials = [spec("lora"), spec("lora", 1, rank=1, alpha=2, dropout=0.0), spec("dora")]
+    if architecture == "gpt2":
+        trials += [spec(kind, number) for kind in ("qlora", "head") for number in (0, 1)]
+    run.join(*trials)
+    run.train()
+    assert not run.said, "each shares a pass"
+    assert len(run.pack._shared) == len({(trial.kind == "head", trial.kind == "qlora") for trial in trials})
+    assert all(trial.training.epochs * 8 == STEPS for trial in trials)
+    for trial in trials:
+        assert_as_alone(run, trial, *inputs)
+
+
+def test_neighbours_that_come_and_go_and_diverge_change_nothing(
+    model_directories: dict[str, Path], data_files: dict[str, Path], tmp_path: Path
+) -> None:
+    inputs = prepare(model_directories["gpt2"], data_files)
+    run = Run(*inputs)
+    stays, wild, full = spec("dora"), spec("lora", learning_rate=1e6), spec("full", learning_rate=3e-4)
+    leaves, late = spec("lora", 1), spec("lora", 2, epochs=3, batch_size=16)
+
+    def evaluated(trial: TrialSpec, times: int) -> Callable[[], bool]:
+        return lambda: len(run.outcomes[trial.trial_id]) == times
+
+    state = TrialState()
+    run.join(stays, wild, full)
+    run.join(leaves, state=state)
+    run.train(until=evaluated(stays, 9))
+    run.pack.leave(leaves.trial_id)
+    state.save(tmp_path / "state")
+    done = run.outcomes[leaves.trial_id]
+    run.train(until=evaluated(stays, 15))
+    run.join(late)
+    run.join(leaves, state=TrialState.read(tmp_path / "state"))
+    run.outcomes[leaves.trial_id][:0] = done
+    run.train()
+    assert isinstance(run.outcomes[wild.trial_id][-1], DivergedError)
+    assert [line.partition(" ")[0] for line in run.said] == [full.trial_id], "only it shares no pass"
+    assert "trains weights of the base itself" in run.said[0]
+    for trial in (stays, full, leaves, late):
+        assert_as_alone(run, trial, *inputs)
+
+
+def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
+    model_directories: dict[str, Path], data_files: dict[str, Path], tmp_path: Path
+) -> None:
+    """RoBERTa counts positions from two on, and by the padding that it sees; a pass counts them from 0."""
+    tokenizer = AutoTokenizer.from_pretrained(model_directories["bert"])
+    tokenizer.save_pretrained(tmp_path)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=70,
+        pad_token_id=0,
+    )
+    RobertaForMaskedLM(config).save_pretrained(tmp_path)
+    inputs = prepare(tmp_path, data_files)
+    run = Run(*inputs)
+    trials = [spec("lora", number, epochs=1) for number in (0, 1)]
+    run.join(*trials)
+    run.train()
+    assert len(run.said) == 2
+    assert "lora-1 trains by itself in its pack: with others its logits are off by" in run.said[1]
+    for trial in trials:
+        assert_as_alone(run, trial, *inputs)

@@ -1,0 +1,64 @@
+"""The training between two evaluations of a trial, which whoever drives the trial carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from trainables.batches import Batch
+from trainables.measure import Stopwatch
+from trainables.parallel import total
+from trainables.settings import TrainingSettings
+from trainables.state import Trained
+from trainables.training import train_step
+
+
+@dataclass
+class Stretch:
+    """What is to be trained until a trial's next evaluation, and what has come of it so far."""
+
+    trained: Trained
+    batches: Iterator[Batch]  # one per step, until the evaluation
+    settings: TrainingSettings
+    dtype: torch.dtype  # to compute in
+    examples: int = 0
+    tokens: int = 0  # without padding
+    seconds: float = 0.0
+    _loss_sum: torch.Tensor | float = field(default=0.0, repr=False)  # over this rank's examples
+
+    def add(self, batch: Batch, loss: torch.Tensor) -> None:
+        """Count a step that was taken on a batch, with its mean loss, a detached scalar."""
+        self._loss_sum = self._loss_sum + loss * batch.size
+        self.examples += batch.size
+        self.tokens += batch.tokens
+
+    def mean_loss(self) -> float:
+        """Return the mean loss over the examples; all ranks must ask."""
+        group, device = self.trained.group, self.trained.device
+        loss_sum = total(torch.as_tensor(self._loss_sum, device=device), group, device)
+        return loss_sum.item() / group.size / self.examples
+
+
+def train(stretch: Stretch) -> None:
+    """Take all steps of a stretch, one after another; ranks of a group take them together."""
+    watch = Stopwatch(stretch.trained.device)
+    with watch.running(), stretch.trained.stream.active():
+        for batch in stretch.batches:
+            take_step(stretch, batch)
+    stretch.seconds += watch.seconds
+
+
+def take_step(stretch: Stretch, batch: Batch) -> None:
+    """Take a step on a batch; dropout draws from torch's present random state."""
+    trained = stretch.trained
+    loss = train_step(
+        trained.stepped,
+        batch.to(trained.device),
+        trained.optimizer,
+        trained.schedule,
+        stretch.settings.max_gradient_norm,
+        stretch.dtype,
+    )
+    stretch.add(batch, loss)
