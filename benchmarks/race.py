@@ -45,8 +45,8 @@ class Size:
     def __str__(self) -> str:
         return (
             f"Five methods, {self.trials} trials each, at most {self.epochs} epochs of 1,000 sentences of"
-            f" SST-2, {self.evaluations} evaluations an epoch on {VALIDATION} others, {SLOTS} slots, a GPT-2 of"
-            " 5.3M parameters."
+            f" SST-2, {self.evaluations} evaluations an epoch on {VALIDATION} others, {SLOTS} slots, a GPT-2"
+            " of 5.3M parameters."
         )
 
 
