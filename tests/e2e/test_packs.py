@@ -16,7 +16,7 @@ SEARCH = settings(
     "search.early_stopping=none",
     "search.trials=1",
     "resources.max_concurrent=3",
-    "training.epochs=40",
+    "training.epochs=16",
 )
 METHODS = ("--methods", "head,lora,qlora")
 
