@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import shlex
 import shutil
@@ -373,7 +374,7 @@ def _run_phases(
     console.print(render(results))
     here = [trial for trial in recorder.trials.values() if trial.starts_after(started)]
     if here and not cluster.is_joined:  # whose nodes come and go
-        slots = cluster.slots(experiment)
+        slots = math.ceil(cluster.slots(experiment) / experiment.resources.pack_size)
         console.print(time_spent(here, slots, started, time.time() - started), highlight=False)
     say(f'pandas.read_parquet("{experiment.location}/trials.parquet")')
     if not is_whole:

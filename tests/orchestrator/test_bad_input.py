@@ -151,6 +151,14 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         sets("resources.workers_per_trial=5000"),
         ("resources.workers_per_trial: asks for 5000, but there is room for ",),
     ),
+    "a pack of trials with several workers": (
+        sets("resources={trials_per_pack: 2, workers_per_trial: 2}"),
+        ("resources.trials_per_pack: 2 trials share a process", "expected one of them to be 1"),
+    ),
+    "a pack whose memory is to be measured": (
+        sets("resources={trials_per_pack: 2, auto: true}"),
+        ("resources.auto measures trials one at a time", "expected trials_per_pack of 1"),
+    ),
     "workers with half a GPU": (
         sets("resources.workers_per_trial=2", "resources.gpus_per_trial=0.5"),
         ("resources.gpus_per_trial", "2 workers needs whole GPUs", "got 0.5"),
