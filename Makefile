@@ -11,7 +11,7 @@ VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 
-.PHONY: run test test-cluster soak lint types format constraints
+.PHONY: run test test-cluster soak bench lint types format constraints
 
 run: $(READY)
 	@$(RUN) -m orchestrator.run $(ARGS)
@@ -30,6 +30,14 @@ soak: $(READY)
 	@FAULTS_TABLE=benchmarks/results/faults.md $(RUN) -m pytest -m "soak or not cluster" \
 		tests/e2e/test_faults.py tests/e2e/test_resume.py $(ARGS)
 	@$(RUN) -m pytest --hypothesis-profile=soak -k fuzzed $(ARGS)
+
+# The numbers of docs/performance.md, on a machine with nothing else to do: half an hour at most. They need the
+# data and the models in ../shared.
+bench: $(READY)
+	@$(RUN) -m benchmarks.start --out benchmarks/results/start.md
+	@$(RUN) -m benchmarks.reports --out benchmarks/results/reports.md
+	@$(RUN) -m benchmarks.inside_trial --pairs 2 --out benchmarks/results/inside_trial.md
+	@$(RUN) -m benchmarks.race --out benchmarks/results/race.md
 
 lint: $(READY)
 	@$(RUN) -m ruff check .
