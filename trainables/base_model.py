@@ -175,6 +175,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
     The views may be read-only; call :func:`own_trainable_parameters` before training.
     """
     config = _make_config(base)
+    config.use_cache = False  # of keys and values, which a decoder would copy for tokens that never come
     with no_init_weights():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config,
