@@ -121,8 +121,8 @@ def report(rows: Sequence[Sequence[str]]) -> str:
         f"{machine()}: `python -m benchmarks.one_more_trial`. GPT-2 124M by configuration, float32,"
         f" {EXAMPLES // BATCH_SIZE} steps on batches of {BATCH_SIZE} examples of {LENGTH} tokens, one thread,"
         " each method at its published default rank. Private bytes (USS) over those of the worker while it"
-        f" idled, read every {1000 * PERIOD:.0f} ms; each method in a process of its own. The base's weights lie"
-        " in the object store.",
+        f" idled, read every {1000 * PERIOD:.0f} ms; each method in a process of its own."
+        " The base's weights lie in the object store.",
         "",
         "| method | idle, MB | training, median, MB more | at most, MB more | after, MB more | model, MB |",
         "|---|---|---|---|---|---|",
