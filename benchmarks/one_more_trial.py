@@ -50,7 +50,11 @@ class Worker:
         method = METHODS[kind]
         own = {name: value for name, value in method.published_default.items() if name != "learning_rate"}
         training = TrainingSettings(
-            epochs=1, evaluations_per_epoch=1, batch_size=BATCH_SIZE, evaluation_batch_size=BATCH_SIZE
+            epochs=1,
+            evaluations_per_epoch=1,
+            batch_size=BATCH_SIZE,
+            evaluation_batch_size=BATCH_SIZE,
+            learning_rate=1e-4,
         )
         spec = TrialSpec(kind, kind, kind, 0, method.settings(**own), training)
         with tempfile.TemporaryDirectory() as directory:
