@@ -37,6 +37,7 @@ bench: $(READY)
 	@$(RUN) -m benchmarks.start --out benchmarks/results/start.md
 	@$(RUN) -m benchmarks.reports --out benchmarks/results/reports.md
 	@$(RUN) -m benchmarks.inside_trial --pairs 2 --out benchmarks/results/inside_trial.md
+	@$(RUN) -m benchmarks.one_more_trial --out benchmarks/results/one_more_trial.md
 	@$(RUN) -m benchmarks.race --out benchmarks/results/race.md
 
 lint: $(READY)

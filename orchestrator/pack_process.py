@@ -108,7 +108,9 @@ class PackProcess:
         assignment: Assignment = order.arguments[0]
         worker, trial = order.worker, assignment.trial_id
         self._let_go(worker)
-        process = self._seats.setdefault(worker, TrialProcess(self._inputs))
+        if worker not in self._seats:
+            self._seats[worker] = TrialProcess(self._inputs)
+        process = self._seats[worker]
         start = process.begin(assignment)
         self._trials[worker] = trial
         self._pack.join(trial, process.course)
