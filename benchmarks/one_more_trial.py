@@ -26,8 +26,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.machine import machine
+from orchestrator.cluster import WORKER_ENVIRONMENT
 from trainables.base_model import BaseModel, load_base
 from trainables.data import TokenizedData, TokenizedSplit
+from trainables.measure import give_back_memory
 from trainables.methods import METHODS
 from trainables.settings import ModelSettings, TrainingSettings
 from trainables.trial import TrialSpec, run_trial
@@ -59,6 +61,7 @@ class Worker:
         spec = TrialSpec(kind, kind, kind, 0, method.settings(**own), training)
         with tempfile.TemporaryDirectory() as directory:
             *_, last = run_trial(spec, data, base, Path(directory) / "best")
+        give_back_memory()  # as a worker does between two trials
         return last.model_bytes
 
 
@@ -103,6 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown file; without it the table is printed only")
     options = parser.parse_args()
     padding = GPT2Config().eos_token_id
+    os.environ.update(WORKER_ENVIRONMENT)  # as a run does
     ray.init(log_to_driver=False, include_dashboard=False)
     with tempfile.TemporaryDirectory() as directory:
         torch.manual_seed(0)

@@ -45,6 +45,19 @@ GIVE_TOKEN = "set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_tok
 
 SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
 
+WORKER_ENVIRONMENT = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
+    ":glibc.malloc.trim_threshold=1073741824",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
+}
+"""What libraries of workers read as they start, unless it is set already.
+
+The C library (glibc's manual, 'Memory Allocation Tunables') else gives a step's memory back to the kernel and
+gets it again, page by page, at the next step; with these it keeps it, in huge pages, until the trial ends.
+oneDNN else remembers 1,024 of the matrix products that it has prepared, which batches of many lengths exceed.
+docs/performance.md has what each is worth.
+"""
+
 PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
 """What workers need of the project."""
 
@@ -116,6 +129,7 @@ def connect(address: str | None) -> Cluster:
     if address is None:
         # Every port on loopback, as Ray has it on macOS and Windows; elsewhere it would let others in.
         ray_constants.ENABLE_RAY_CLUSTER = False
+        os.environ.update(_worker_environment())
         context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
     else:
         _check_address(where, address)
@@ -309,12 +323,17 @@ def _check_token(address: str) -> None:
             GcsClient(address=canonicalize_bootstrap_address_or_die(address))
 
 
-def _runtime_env() -> dict[str, Any] | None:
-    """Return what carries the project's code to the workers."""
+def _runtime_env() -> dict[str, Any]:
+    """Return what carries the project's code to the workers, and what they start with."""
+    environment = {"env_vars": _worker_environment()}
     if _job_working_dir():
-        return None
+        return environment
     everything_but = ["/*", "!.", *(f"!/{name}" for name in PACKAGES), "__pycache__"]
-    return {"working_dir": str(Path(__file__).parents[1]), "excludes": everything_but}
+    return {"working_dir": str(Path(__file__).parents[1]), "excludes": everything_but, **environment}
+
+
+def _worker_environment() -> dict[str, str]:
+    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}
 
 
 def _job_working_dir() -> str | None:

@@ -24,6 +24,7 @@ from orchestrator.shell import Driven, Failure, ProcessDiedError, Start, TrialSh
 from orchestrator.states import read_state, save_state
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
+from trainables.measure import give_back_memory
 from trainables.parallel import ALONE, Group
 from trainables.state import TrialState
 from trainables.stretch import Stretch
@@ -143,6 +144,7 @@ class TrialProcess:
     def close(self) -> None:
         """Let go of the trial, and of its memory."""
         self.course = self._curve = iter(())
+        give_back_memory()
         if self._scratch:
             self._scratch.clear()
 

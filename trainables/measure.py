@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 import time
@@ -66,6 +67,13 @@ def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
     if sys.platform != "linux":
         return None, None
     return _process_status("VmHWM"), "process_high_water"
+
+
+def give_back_memory() -> None:
+    """Have the C library give the kernel what a trial has left free (malloc_trim(3)); glibc only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def shared_memory() -> int:

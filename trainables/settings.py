@@ -46,6 +46,11 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of frozen weights and computation; what is trained is float32"
     )
+    float32_matmul: Literal["highest", "high", "medium"] = Field(
+        "highest",
+        description="how float32 matrices are multiplied (torch.set_float32_matmul_precision): highest in 32 bits, "
+        "high in TF32 and medium in bfloat16 where the hardware has it; sums are 32 bits in all",
+    )
     revision: str | None = Field(None, description="hub revision; null is the default branch")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 

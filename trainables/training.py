@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,6 +21,9 @@ from trainables.batches import Batch
 from trainables.errors import DivergedError
 from trainables.parallel import ALONE, Group, total
 from trainables.settings import TrainingSettings
+
+SHORT = 128
+"""Tokens of texts so short that attention to all of them needs little memory."""
 
 
 class RandomStream:
@@ -85,9 +89,19 @@ def make_optimizer(
 def forward(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     """Return float32 logits ``[examples, labels]``, computed in ``dtype``: by autocast in bfloat16."""
     device = batch.input_ids.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16), _attention(batch):
         logits: torch.Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     return logits.float()
+
+
+def _attention(batch: Batch) -> AbstractContextManager[None]:
+    """Keep PyTorch from its fused attention on a CPU where that multiplies small matrices in bfloat16.
+
+    It has oneDNN prepare anew for each head of each text, which takes many times as long as to multiply.
+    """
+    device, tokens = batch.input_ids.device.type, batch.input_ids.shape[1]
+    slow = device == "cpu" and tokens <= SHORT and torch.get_float32_matmul_precision() != "highest"
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
 
 def train_step(

@@ -115,6 +115,7 @@ def trial_course(
     """
     if device.type == "cpu":
         torch.set_num_threads(spec.threads)
+    torch.set_float32_matmul_precision(base.settings.float32_matmul)
     reset_peak_memory(device)
     state = state or TrialState()
     done = state.progress
