@@ -131,8 +131,8 @@ def report(races: list[Race], size: Size) -> str:
         "# Time to the finished search, against the same libraries used plainly",
         "",
         f"{machine()}: `python -m benchmarks.race --pairs {len(races)} --trials {size.trials} --epochs"
-        f" {size.epochs} --evaluations {size.evaluations} --matmul {size.matmul}`. {size} Useful is the share of"
-        " the slots' time, from the first trial's start to the last one's end, that was training or"
+        f" {size.epochs} --evaluations {size.evaluations} --matmul {size.matmul}`. {size} Useful is the share"
+        " of the slots' time, from the first trial's start to the last one's end, that was training or"
         " evaluation.",
         "",
         "| pair | ours, s | plain, s | plain / ours | evaluations, ours and plain | useful |",

@@ -15,6 +15,8 @@ from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.errors import InputError
+from trainables.methods import METHODS
+from trainables.quantization import with_quantized
 
 if TYPE_CHECKING:
     from orchestrator.cluster import Node
@@ -60,6 +62,8 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
     problems = _wrong_target_modules(experiment, base)
     if problems:
         raise _error(problems, where)
+    if any(METHODS[method.kind].quantized for method in experiment.methods.values()):
+        base = with_quantized(base)
     return Prepared(base, data, test)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class BaseModel:
     config: dict[str, Any]  # AutoConfig's dict, with num_labels, id2label, label2id and pad_token_id set
     weights: Mapping[str, NDArray[Any]]  # by parameter name, without the head; bfloat16 as uint16
     fingerprint: str  # sha256 of names, shapes and bytes of the weights
+    quantized: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # by linear layer; quantization.py
 
 
 def resolve_path(settings: ModelSettings, report: Callable[[str], None] = print) -> str:
@@ -182,7 +185,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
             dtype=getattr(torch, base.settings.dtype),
             trust_remote_code=base.settings.trust_remote_code,
         )
-    model.load_state_dict({name: _to_torch(w) for name, w in base.weights.items()}, strict=False, assign=True)
+    model.load_state_dict({name: to_torch(w) for name, w in base.weights.items()}, strict=False, assign=True)
     with torch.random.fork_rng(devices=[]):  # it is initialized on the CPU
         torch.manual_seed(seed)
         for module in head_modules(model).values():
@@ -260,7 +263,8 @@ def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     return np.asarray(tensor.contiguous().numpy())
 
 
-def _to_torch(array: NDArray[Any]) -> torch.Tensor:
+def to_torch(array: NDArray[Any]) -> torch.Tensor:
+    """Return a view of an array, which may be read-only; uint16 is bfloat16."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(array)

@@ -48,8 +48,8 @@ class ModelSettings(Settings):
     )
     float32_matmul: Literal["highest", "high", "medium"] = Field(
         "highest",
-        description="how float32 matrices are multiplied (torch.set_float32_matmul_precision): highest in 32 bits, "
-        "high in TF32 and medium in bfloat16 where the hardware has it; sums are 32 bits in all",
+        description="how float32 matrices are multiplied (torch.set_float32_matmul_precision): highest in 32"
+        " bits; high in TF32, medium in bfloat16, where the hardware has it; sums have 32 bits in each",
     )
     revision: str | None = Field(None, description="hub revision; null is the default branch")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")

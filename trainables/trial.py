@@ -21,6 +21,7 @@ from trainables.evaluation import TestOutcome as TestOutcome
 from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
 from trainables.methods import METHODS, MethodSettings
 from trainables.parallel import ALONE, Group, spread, total
+from trainables.quantization import quantize
 from trainables.settings import TrainingSettings
 from trainables.state import Progress, Trained, TrialState
 from trainables.stretch import Stretch, train
@@ -243,9 +244,12 @@ def judge(
 
 def wrap_base(base: BaseModel, kind: str, settings: MethodSettings, seed: int) -> nn.Module:
     """Build the base model with a head from ``seed`` and let the method wrap it."""
-    model = METHODS[kind].wrap(build_model(base, seed), settings)
-    own_trainable_parameters(model)
-    return model
+    method, model = METHODS[kind], build_model(base, seed)
+    if method.quantized:
+        quantize(model, base.quantized)
+    wrapped = method.wrap(model, settings)
+    own_trainable_parameters(wrapped)
+    return wrapped
 
 
 def describe(base: BaseModel, kind: str, settings: MethodSettings) -> ModelSummary:

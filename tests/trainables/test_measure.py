@@ -2,12 +2,19 @@ from __future__ import annotations
 
 import sys
 
+import psutil
 import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from trainables.measure import count_parameters, model_bytes, peak_memory, reset_peak_memory
-from trainables.methods.qlora import quantize
+from trainables.measure import (
+    count_parameters,
+    give_back_memory,
+    model_bytes,
+    peak_memory,
+    reset_peak_memory,
+)
+from trainables.quantization import quantize
 
 GIB = 2**30
 
@@ -59,3 +66,15 @@ def test_nf4_makes_gpt2_large_a_sixth_of_its_size(
     assert weights < quantized < with_state_gib * GIB
     if dtype == torch.bfloat16:
         assert round(1 - quantized / full, 2) == 0.84
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
+def test_what_a_trial_leaves_free_is_given_back() -> None:
+    process = psutil.Process()
+    blocks = [bytearray(100_000) for _ in range(2_000)]
+    last = bytearray(100_000)  # lies behind them, so that the heap cannot shrink from its end
+    held = process.memory_info().rss
+    blocks.clear()
+    give_back_memory()
+    assert process.memory_info().rss < held - 100_000_000
+    assert len(last) == 100_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Checkpoint
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
-from trainables.methods.qlora import quantize
+from trainables.quantization import quantize, with_quantized
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.training import RandomStream, Scores, evaluate, make_optimizer, train_step
 from trainables.trial import Evaluation, TrialSpec, run_trial, wrap_base
@@ -290,9 +291,10 @@ def score_checkpoint(
     return evaluate(model, split, data.validation.labels, device, getattr(torch, base.settings.dtype))
 
 
-def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseModel) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseModel, shared: bool) -> None:
     ours = build_model(base, seed=0)
-    quantize(ours)
+    quantize(ours, with_quantized(base).quantized if shared else None)
     theirs = AutoModelForSequenceClassification.from_pretrained(
         base.path, quantization_config=nf4(), device_map={"": "cpu"}
     )
@@ -302,3 +304,21 @@ def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseMod
     for name in expected:
         assert torch.equal(found[name].data, expected[name].data), name
         assert torch.equal(found[name].quant_state.absmax, expected[name].quant_state.absmax), name
+
+
+def test_float32_matrices_are_multiplied_as_the_trial_says(
+    base: BaseModel, data: TokenizedData, device: torch.device
+) -> None:
+    """Each trial says it anew, since a worker trains one after another."""
+    spec = make_spec("full")
+
+    def train(precision: str) -> list[float]:
+        settings = base.settings.model_copy(update={"float32_matmul": precision})
+        points = run_trial(spec, data, replace(base, settings=settings), None, device=device)
+        return [point.validation_loss for point in points]
+
+    highest, medium, again = train("highest"), train("medium"), train("highest")
+    assert again == highest
+    assert medium == pytest.approx(highest, rel=0.02)
+    if "amx_bf16" in Path("/proc/cpuinfo").read_text():
+        assert medium != highest

@@ -61,7 +61,10 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     assert isinstance(b, torch.Tensor)
     if _can_merge(layer, x):
         magnitude = layer.lora_magnitude_vector[name].weight if is_dora else None
-        return nn.functional.linear(x, merged(layer, a, b, scaling, magnitude), layer.get_base_layer().bias)
+        bias = layer.get_base_layer().bias
+        assert not isinstance(magnitude, nn.Module)
+        assert not isinstance(bias, nn.Module)
+        return nn.functional.linear(x, merged(layer, a, b, scaling, magnitude), bias)
     base = layer.base_layer(x)
     reduced = nn.functional.linear(dropout(x), a)
     result = torch.addmm(base.flatten(0, -2), reduced.flatten(0, -2), b.T, alpha=scaling)
@@ -113,5 +116,6 @@ def _weight(layer: LowRankLayer) -> torch.Tensor:
     weight = layer.get_base_layer().weight
     assert isinstance(weight, torch.Tensor)
     if isinstance(layer, Linear4bit):
-        return dequantize_4bit(weight, layer.get_base_layer().quant_state)
+        state: Any = layer.get_base_layer().quant_state
+        return dequantize_4bit(weight, state)
     return weight.T if layer.fan_in_fan_out else weight

@@ -29,4 +29,4 @@ class Method:
     checkpoint_kind: Literal["adapter", "full"]
     published_default: Mapping[str, object]  # first trial of every study
     source: str  # where that default was published
-    quantized: bool = False  # whether wrap replaces the base's linear layers by 4-bit ones
+    quantized: bool = False  # whether the base that it wraps has 4-bit linear layers
