@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.lora.layer import Linear
 from torch import nn
@@ -26,7 +27,7 @@ def outputs_and_gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torc
     return {"logits": logits.detach(), **grads}
 
 
-def adapted_model(kind: str, dropout: float, directory: Path) -> nn.Module:
+def adapted_model(kind: str, dropout: float, directory: Path) -> PeftModel:
     """Return a model whose adapters do something."""
     base = load_base(ModelSettings(path=str(directory)), ["no", "yes"], 0)
     model = wrap_base(base, kind, LoraSettings(rank=4, alpha=6, dropout=dropout), seed=1)
@@ -35,6 +36,7 @@ def adapted_model(kind: str, dropout: float, directory: Path) -> nn.Module:
         if "lora_B" in name or "magnitude" in name:  # which start at what makes the adapter do nothing
             parameter.data += 0.1 * torch.randn_like(parameter)
     assert any(isinstance(module, FastLinear | FastLinear4bit) for module in model.modules())
+    assert isinstance(model, PeftModel)
     return model
 
 
@@ -51,7 +53,7 @@ def test_outputs_and_gradients_are_those_of_peft(
     kind: str, dropout: float, architecture: str, model_directories: dict[str, Path]
 ) -> None:
     model = adapted_model(kind, dropout, model_directories[architecture])
-    ids = torch.randint(1, 50, (3, 7))
+    ids = torch.randint(1, model.config.vocab_size, (3, 7))
     found = outputs_and_gradients(model.train(), ids)
     slow_down(model)
     expected = outputs_and_gradients(model, ids)
@@ -67,7 +69,7 @@ def test_evaluation_is_that_of_peft(
 ) -> None:
     """Where there are more tokens than inputs, base and update are summed first; no layer is left changed."""
     model = adapted_model(kind, 0.3, model_directories[architecture]).eval()
-    ids = torch.randint(1, 50, (examples, 16))
+    ids = torch.randint(1, model.config.vocab_size, (examples, 16))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         found = model(input_ids=ids).logits
