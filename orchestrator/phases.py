@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -173,8 +176,20 @@ def run_phases(
             verbose=0,
         ),
     )
-    tuner.fit()
+    with _own_interrupts():
+        tuner.fit()
     return phases.is_done
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Have Ctrl-C mean after the block what it meant before: Tune catches it for a run that is over, too."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _trial_name(trial: tune.experiment.Trial) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,9 @@ def test_the_search_ends_well_beside_a_test_split_that_raises_when_it_is_read(ex
     with Display(Console(quiet=True), experiment, []) as display:
         recorder = Recorder(experiment, collect_provenance(experiment, prepared), directory, [display], print)
         inputs = replace(share(experiment, prepared, directory), test=ray.put(Planted()))
+        before = signal.getsignal(signal.SIGINT)
         assert run_phases(inputs, recorder, 2)
+        assert signal.getsignal(signal.SIGINT) == before  # Tune would leave its own
         searched, confirmed = recorder.of_phase("search"), recorder.of_phase("confirm")
         recorder.close()
     assert [trial.status for trial in searched] == ["completed"] * 4

@@ -127,7 +127,7 @@ def interrupted(uri: str, copy: Path, told: list[str], s3: Proxy) -> None:
 
     def interrupt(text: str) -> None:
         told.append(text)
-        if len(told) == 1:
+        if "Ctrl-C" in text:
             os.kill(os.getpid(), signal.SIGINT)
 
     assert not mirror.finish(interrupt)
@@ -138,7 +138,7 @@ def interrupted(uri: str, copy: Path, told: list[str], s3: Proxy) -> None:
 def test_a_run_goes_on_from_the_copy_that_is_newer_than_the_storage(
     uri: str, copy: Path, told: list[str]
 ) -> None:
-    assert f"Ctrl-C ends that, and leaves what is missing in {copy}" in told[0]
+    assert f"Ctrl-C ends that, and leaves what is missing in {copy}" in told[-2]
     assert f"it is in {copy}" in told[-1]
     assert f"--resume {uri}" in told[-1]
     before = contents(copy)
