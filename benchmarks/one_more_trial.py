@@ -31,6 +31,7 @@ from trainables.base_model import BaseModel, load_base
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import give_back_memory
 from trainables.methods import METHODS
+from trainables.quantization import with_quantized
 from trainables.settings import ModelSettings, TrainingSettings
 from trainables.trial import TrialSpec, run_trial
 
@@ -111,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
-        base = ray.put(load_base(ModelSettings(path=directory), LABELS, padding))
+        base = ray.put(with_quantized(load_base(ModelSettings(path=directory), LABELS, padding)))
     data = TokenizedData(random_split(EXAMPLES), random_split(BATCH_SIZE), LABELS, padding, "random", {})
     rows = [measure(kind, base, ray.put(data)) for kind in options.methods]
     ray.shutdown()
