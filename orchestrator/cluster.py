@@ -46,13 +46,14 @@ GIVE_TOKEN = "set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_tok
 SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
 
 WORKER_ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
-    ":glibc.malloc.trim_threshold=1073741824",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # of several, glibc 2.36 passes on the first only
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
 }
 """What libraries of workers read as they start, unless it is set already.
 
-The C library (glibc's manual, 'Memory Allocation Tunables') else gives a step's memory back to the kernel and
+The C library (glibc's manual, 'Memory Allocation Tunables', and mallopt(3)) else gives a step's memory back to the kernel and
 gets it again, page by page, at the next step; with these it keeps it, in huge pages, until the trial ends.
 oneDNN else remembers 1,024 of the matrix products that it has prepared, which batches of many lengths exceed.
 docs/performance.md has what each is worth.
