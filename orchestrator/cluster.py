@@ -53,10 +53,10 @@ WORKER_ENVIRONMENT = {
 }
 """What libraries of workers read as they start, unless it is set already.
 
-The C library (glibc's manual, 'Memory Allocation Tunables', and mallopt(3)) else gives a step's memory back to the kernel and
+The C library (glibc's manual, 'Memory Allocation Tunables') else gives a step's memory back to the kernel and
 gets it again, page by page, at the next step; with these it keeps it, in huge pages, until the trial ends.
 oneDNN else remembers 1,024 of the matrix products that it has prepared, which batches of many lengths exceed.
-docs/performance.md has what each is worth.
+docs/performance.md has what they are worth.
 """
 
 PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
