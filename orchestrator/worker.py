@@ -113,6 +113,7 @@ class TrialProcess:
 
     def begin(self, assignment: Assignment) -> Start:
         """Begin a trial, or go on with it from its last state."""
+        self._let_go()  # of the trial before, whose memory is not this one's
         spec = self._inputs.experiment.trial_spec(assignment)
         if self._scratch:
             self._scratch.begin(spec.trial_id)
@@ -143,10 +144,13 @@ class TrialProcess:
 
     def close(self) -> None:
         """Let go of the trial, and of its memory."""
-        self.course = self._curve = iter(())
-        give_back_memory()
+        self._let_go()
         if self._scratch:
             self._scratch.clear()
+
+    def _let_go(self) -> None:
+        self.course = self._curve = iter(())
+        give_back_memory()
 
 
 class TrialWorker(TrialShell):
