@@ -51,9 +51,8 @@ class BaseModel:
     config: dict[str, Any]  # AutoConfig's dict, with num_labels, id2label, label2id and pad_token_id set
     weights: Mapping[str, NDArray[Any]]  # by parameter name, without the head; bfloat16 as uint16
     fingerprint: str  # sha256 of names, shapes and bytes of the weights
-    quantized: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # by linear layer; quantization.py
+    # 4-bit weights by linear layer, see trainables.quantization; those that are missing are made when needed
+    quantized: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def resolve_path(settings: ModelSettings, report: Callable[[str], None] = print) -> str:

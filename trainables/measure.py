@@ -70,7 +70,7 @@ def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
 
 
 def give_back_memory() -> None:
-    """Have the C library give the kernel what a trial has left free (malloc_trim(3)); glibc only."""
+    """Free what only refers to itself, and have glibc give the kernel what is free (malloc_trim(3))."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

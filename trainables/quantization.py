@@ -28,7 +28,7 @@ def with_quantized(base: BaseModel) -> BaseModel:
     return replace(base, quantized={name: _to_arrays(weight) for name, weight in layers.items()})
 
 
-def quantize(model: PreTrainedModel, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+def quantize(model: PreTrainedModel, known: Mapping[str, Mapping[str, Any]]) -> None:
     """Replace the base's linear layers by 4-bit NF4 ones with double quantization, in place.
 
     The weights become those that ``BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -39,7 +39,7 @@ def quantize(model: PreTrainedModel, known: Mapping[str, Mapping[str, Any]] | No
         known: :attr:`BaseModel.quantized` of its base; layers that are not in it are quantized now.
     """
     for name, layer in _linear_layers(model).items():
-        weight = _from_arrays(known[name]) if known and name in known else _quantized(layer)
+        weight = _from_arrays(known[name]) if name in known else _quantized(layer)
         model.base_model.set_submodule(name, _layer(layer, weight))
     # PEFT asks for it before it looks at the layers.
     object.__setattr__(model, "is_loaded_in_4bit", True)

@@ -49,7 +49,7 @@ def test_nf4_makes_gpt2_large_a_sixth_of_its_size() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(-0.05, 0.05)
-    quantize(model.to(torch.bfloat16))
+    quantize(model.to(torch.bfloat16), {})
     assert count_parameters(model)[1] == parameters
     assert round(full / GIB, 2) == 2.88
     # The founding study's 0.46: what is not quantized is in 16 bits.

@@ -115,7 +115,7 @@ def test_output_at_step_0_is_the_base_models(
 ) -> None:
     reference = build_model(base, seed=1)
     if METHODS[kind].quantized:
-        quantize(reference)
+        quantize(reference, {})
     reference = reference.to(device)
     wrapped = wrap_base(base, kind, METHODS[kind].settings(), seed=1).to(device)
     batch = first_batch(data, device)
@@ -294,13 +294,16 @@ def score_checkpoint(
 @pytest.mark.parametrize("shared", [False, True])
 def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseModel, shared: bool) -> None:
     ours = build_model(base, seed=0)
-    quantize(ours, with_quantized(base).quantized if shared else None)
+    known = with_quantized(base).quantized if shared else {}
+    quantize(ours, known)
     theirs = AutoModelForSequenceClassification.from_pretrained(
         base.path, quantization_config=nf4(), device_map={"": "cpu"}
     )
     expected = {name: p for name, p in theirs.named_parameters() if hasattr(p, "quant_state")}
     found = {name: p for name, p in ours.named_parameters() if hasattr(p, "quant_state")}
     assert set(found) == set(expected)
+    for layer, arrays in known.items():  # no copy of what is shared
+        assert ours.base_model.get_submodule(layer).weight.data_ptr() == arrays["weight"].ctypes.data
     for name in expected:
         assert torch.equal(found[name].data, expected[name].data), name
         assert torch.equal(found[name].quant_state.absmax, expected[name].quant_state.absmax), name
