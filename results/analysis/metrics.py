@@ -66,6 +66,7 @@ def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:
     """Return each confirmed method's values of a metric on the seeds that all of them have.
 
+    Methods come in the order in which their searches began, as in the summary, whichever was confirmed first.
     A metric of the test split is computed from the predictions and resampled over examples; of any other
     a trial has one number.
 
@@ -79,8 +80,9 @@ def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: 
     seeds = sorted(set.intersection(*by_method.values())) if by_method else []
     if not seeds:
         return {}
-    trials = trials[trials.seed.isin(seeds)].sort_values("seed")
-    methods = {str(method): group for method, group in trials.groupby("method", sort=False)}
+    groups = dict(iter(trials[trials.seed.isin(seeds)].sort_values("seed").groupby("method")))
+    in_order = results.trials[results.trials.experiment == experiment].method.unique()
+    methods = {str(method): groups[method] for method in in_order if method in groups}
     if metric not in STATISTICS:
         columns = {method: group[metric].to_numpy(float) for method, group in methods.items()}
         return {method: Sample(values) for method, values in columns.items() if not np.isnan(values).any()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
@@ -88,6 +90,16 @@ def test_one_seed_says_so(made_up: Maker) -> None:
     said = compare(results).set_index(["method_a", "method_b"]).verdict
     assert "one seed, so chance in training is not counted" in said[("head", "full")]
     assert "one seed shows no difference" in compare(results, "train_seconds").verdict.iloc[0]
+
+
+def test_pairs_are_in_the_order_of_the_searches_whichever_was_confirmed_first(made_up: Maker) -> None:
+    results = made_up().results()
+    searched, confirmed = (results.trials[results.trials.phase == name] for name in ("search", "confirm"))
+    # The slowest method is confirmed first.
+    late_first = pd.concat([searched, confirmed.iloc[::-1]], ignore_index=True)
+    table = compare(replace(results, trials=late_first))
+    pairs = list(zip(table.method_a, table.method_b, strict=True))
+    assert pairs == [("head", "full"), ("head", "lora"), ("full", "lora")]
 
 
 def test_experiments_are_compared_each_by_itself(made_up: Maker) -> None:
