@@ -25,6 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model
 from trainables.batches import Batch
+from trainables.last_tokens import last_mlp, read_tokens
 from trainables.state import Trained
 from trainables.training import forward, keep_random_state
 
@@ -88,11 +89,17 @@ class _Joint:
 
     guests: Sequence[Guest]
     batches: Sequence[Batch]
+    pad_token_id: int
     _drawing: Guest | None = None
 
     def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Cut ``[1, tokens, ...]`` into each trial's ``[examples, longest, ...]``."""
+        """Cut ``[1, tokens, ...]`` into each trial's ``[examples, longest, ...]``.
+
+        Where there is only the token of each text that the head reads, longest is 1.
+        """
         shapes = [batch.input_ids.shape for batch in self.batches]
+        if tensor.shape[1] < sum(shape.numel() for shape in shapes):
+            shapes = [torch.Size((examples, 1)) for examples, _ in shapes]
         parts = tensor.split([shape.numel() for shape in shapes], dim=1)
         return [part.reshape(*shape, *tensor.shape[2:]) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -130,6 +137,8 @@ class SharedBase:
             raise NotTogetherError("its attention cannot be replaced")
         self._base: nn.Module = model.base_model.train()
         pooler = getattr(self._base, "pooler", None)
+        self._pad_token_id = model.config.pad_token_id
+        last = last_mlp(model)
         for name, module in self._base.named_modules():
             if module is pooler:
                 # It sees one vector of each text, not of each token, so each trial's own does its work.
@@ -138,6 +147,8 @@ class SharedBase:
                 vars(module)["forward"] = partial(_linear, name, first.linear[name])
             elif isinstance(module, nn.Dropout):
                 vars(module)["forward"] = partial(_dropout, module)
+            elif module is last:
+                vars(module)["forward"] = partial(_last_mlp, module)
 
     def logits(
         self, guests: Sequence[Guest], batches: Sequence[Batch], dtype: torch.dtype
@@ -152,7 +163,7 @@ class SharedBase:
         Raises:
             NotTogetherError: if the architecture does not allow it.
         """
-        joint = _Joint(guests, batches)
+        joint = _Joint(guests, batches, self._pad_token_id)
         device = batches[0].input_ids.device
         rows = [batch.input_ids.shape for batch in batches]
         positions = [torch.arange(longest, device=device).repeat(examples) for examples, longest in rows]
@@ -220,6 +231,21 @@ def _linear(name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         with _answering(guest.linear[name], known):
             parts.append(adapted(own))
     return joint.join(parts)
+
+
+def _last_mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Compute the last MLP of the tokens that heads read, as it is computed of a trial alone."""
+    joint = _JOINT.get()
+    device = hidden.device
+    rows, texts, before = [], [], 0
+    for batch in joint.batches:
+        examples, longest = batch.input_ids.shape
+        firsts = before + longest * torch.arange(examples, device=device)
+        rows.append(firsts + read_tokens(batch.input_ids, joint.pad_token_id))
+        texts.append(torch.full((examples,), longest, device=device))
+        before += examples * longest
+    result: torch.Tensor = type(mlp).forward(mlp, hidden[:, torch.cat(rows)])
+    return result.repeat_interleave(torch.cat(texts), dim=1)
 
 
 def _dropout(module: nn.Dropout, inputs: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""The last MLP of a decoder, computed for no other tokens than those that the head reads.
+
+A decoder's classification head reads one token of each text, its last. What comes after the last attention
+treats each token by itself, so all that the last block's MLP computes of other tokens, which is two thirds of
+the block, is thrown away. Without it, logits and gradients are the same.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
+"""Architectures, by ``model_type``, whose last block ends with an MLP that is added to its inputs."""
+
+_READ: ContextVar[torch.Tensor | None] = ContextVar(
+    "read", default=None
+)  # [texts] tokens that the head reads
+
+
+def narrow_last_mlp(model: PreTrainedModel) -> None:
+    """Have the last MLP see only the tokens that the head reads, if the architecture allows it, in place."""
+    if (mlp := last_mlp(model)) is None:
+        return
+    model.register_forward_pre_hook(_find, with_kwargs=True)
+    model.register_forward_hook(_forget, always_call=True)
+    mlp.register_forward_pre_hook(_narrow)
+
+
+def last_mlp(model: PreTrainedModel) -> nn.Module | None:
+    """Return the MLP of whose outputs nobody reads other tokens than :func:`read_tokens`, if there is one."""
+    if model.config.model_type not in DECODERS:
+        return None
+    (blocks,) = (child for child in model.base_model.children() if isinstance(child, nn.ModuleList))
+    mlp = blocks[-1].mlp
+    assert isinstance(mlp, nn.Module)
+    return mlp
+
+
+def read_tokens(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """Return which token of each text a head reads, ``[texts]``: as transformers has it, the last no padding.
+
+    Arguments:
+        input_ids: [texts, longest].
+        pad_token_id: the model's.
+    """
+    places = torch.arange(input_ids.shape[1], dtype=torch.int32, device=input_ids.device)
+    return (places * (input_ids != pad_token_id)).argmax(dim=1)
+
+
+def _find(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    assert isinstance(model, PreTrainedModel)
+    input_ids = options["input_ids"] if "input_ids" in options else arguments[0]
+    _READ.set(read_tokens(input_ids, model.config.pad_token_id))
+
+
+def _forget(model: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+    _READ.set(None)
+
+
+def _narrow(mlp: nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor | None:
+    """Make ``[texts, longest, width]`` to ``[texts, 1, width]``, which the block adds to all tokens."""
+    (hidden,) = arguments
+    read = _READ.get()
+    return None if read is None else hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
