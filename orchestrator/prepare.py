@@ -59,7 +59,7 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
         base = load_base(experiment.model, data.labels, data.pad_token_id, report)
     except InputError as error:
         raise _error([error], where) from None
-    problems = _wrong_target_modules(experiment, base)
+    problems = _not_of_this_model(experiment, base)
     if problems:
         raise _error(problems, where)
     if any(METHODS[method.kind].quantized for method in experiment.methods.values()):
@@ -142,18 +142,30 @@ def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = 
     raise _error(problems, where)
 
 
-def _wrong_target_modules(experiment: Experiment, base: BaseModel) -> list[InputError]:
+def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputError]:
+    """Find what methods ask for and the model does not have."""
     model = build_model(base, seed=0)
     problems = []
     for method in experiment.methods:
-        distribution = experiment.space(method).get("target_modules")
-        for choice in extremes(distribution) if distribution else ():
+        space = experiment.space(method)
+        for choice in extremes(space["target_modules"]) if "target_modules" in space else ():
             names = split_names(choice)
             try:
                 if isinstance(names, list):
                     check_target_modules(model, names, f"methods.{method}.target_modules")
             except InputError as error:
                 problems.append(error)
+        shared = [experiment.training.gradient_checkpointing]
+        recomputes = (
+            extremes(space["gradient_checkpointing"]) if "gradient_checkpointing" in space else shared
+        )
+        if any(recomputes) and not model.supports_gradient_checkpointing:
+            problems.append(
+                InputError(
+                    f"methods.{method}.gradient_checkpointing",
+                    f"{type(model).__name__} cannot compute activations again; expected false",
+                )
+            )
     return problems
 
 

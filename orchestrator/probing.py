@@ -99,6 +99,8 @@ def heaviest_trial(experiment: Experiment, base: BaseModel, method: str) -> Tria
     space = experiment.space(method)
     values = experiment.first_trial(method)
     values |= {name: max(extremes(space[name])) for name in LARGER_IS_HUNGRIER if name in space}
+    if "gradient_checkpointing" in space:
+        values["gradient_checkpointing"] = min(extremes(space["gradient_checkpointing"]))
     choices = extremes(space["target_modules"]) if "target_modules" in space else ()
     trials = [{**values, "target_modules": choice} for choice in choices] or [values]
     specs = [experiment.trial_spec(Assignment(method, 0, trial)) for trial in trials]

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trainables.errors import InputError
-from trainables.last_tokens import narrow_last_mlp
+from trainables.last_tokens import last_block, narrow_last_mlp
 from trainables.settings import ModelSettings
 
 LINEAR_LAYERS = (nn.Linear, Conv1D)
@@ -204,6 +204,21 @@ def _fuse_activations(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(parent, name, nn.GELU(approximate="tanh"))
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep each block's inputs only, and compute what it did again when gradients need it, in place.
+
+    Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, https://arxiv.org/abs/1604.06174.
+
+    Raises:
+        ValueError: if the architecture does not allow it.
+    """
+    if not any(parameter.requires_grad for parameter in model.base_model.parameters()):
+        return  # a frozen base keeps nothing
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    if (last := last_block(model)) is not None:
+        last.gradient_checkpointing = False  # type: ignore[assignment]  # gradients need it at once
 
 
 def _make_config(base: BaseModel) -> PreTrainedConfig:

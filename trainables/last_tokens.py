@@ -31,14 +31,26 @@ def narrow_last_mlp(model: PreTrainedModel) -> None:
     mlp.register_forward_pre_hook(_narrow)
 
 
+def has_last_token_head(model: PreTrainedModel) -> bool:
+    """Say whether a model is a decoder whose head, ``score``, reads nothing but :func:`read_tokens`."""
+    return model.config.model_type in DECODERS
+
+
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:
     """Return the MLP of whose outputs nobody reads other tokens than :func:`read_tokens`, if there is one."""
-    if model.config.model_type not in DECODERS:
+    if (block := last_block(model)) is None:
         return None
-    (blocks,) = (child for child in model.base_model.children() if isinstance(child, nn.ModuleList))
-    mlp = blocks[-1].mlp
+    mlp = block.mlp
     assert isinstance(mlp, nn.Module)
     return mlp
+
+
+def last_block(model: PreTrainedModel) -> nn.Module | None:
+    """Return the last block of a decoder that is known here."""
+    if not has_last_token_head(model):
+        return None
+    (blocks,) = (child for child in model.base_model.children() if isinstance(child, nn.ModuleList))
+    return blocks[-1]
 
 
 def read_tokens(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:

@@ -64,6 +64,8 @@ def make_guest(trained: Trained) -> Guest:
         raise NotTogetherError("several processes train it")
     if not isinstance(whole, PreTrainedModel) or whole.config._attn_implementation != "sdpa":
         raise NotTogetherError("its attention is not PyTorch's scaled_dot_product_attention")
+    if whole.is_gradient_checkpointing:
+        raise NotTogetherError("it computes activations again in the backward pass")
     base = whole.base_model
     linear: dict[str, nn.Module] = {}
     adapted: dict[str, nn.Module] = {}
@@ -147,7 +149,7 @@ class SharedBase:
                 vars(module)["forward"] = partial(_linear, name, first.linear[name])
             elif isinstance(module, nn.Dropout):
                 vars(module)["forward"] = partial(_dropout, module)
-            elif module is last:
+            elif last is not None and module is last:
                 vars(module)["forward"] = partial(_last_mlp, module)
 
     def logits(

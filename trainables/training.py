@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from trainables.batches import Batch
 from trainables.errors import DivergedError
 from trainables.parallel import ALONE, Group, total
 from trainables.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from trainables.features import Features
 
 SHORT = 128
 """Tokens of texts so short that attention to all of them needs little memory."""
@@ -139,6 +143,7 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     group: Group = ALONE,
+    features: Features | None = None,
 ) -> Scores:
     """Evaluate a model in eval mode, without gradients; put it back in the mode it was in.
 
@@ -149,6 +154,7 @@ def evaluate(
         device: where the model is.
         dtype: to compute in.
         group: the ranks that evaluate it together; each gets the scores of the whole split.
+        features: what is known already of a frozen base, if it is.
 
     Raises:
         DivergedError: if the loss is not finite.
@@ -159,7 +165,8 @@ def evaluate(
     try:
         with torch.no_grad():  # what FSDP gathers in inference mode cannot be trained with after it
             for batch in batches:
-                rows = forward(model, batch.to(device), dtype).cpu()
+                here = batch.to(device)
+                rows = (features.logits(here, dtype) if features else forward(model, here, dtype)).cpu()
                 logits = torch.zeros(len(labels), rows.shape[1]) if logits is None else logits
                 if batch.weight:
                     logits[torch.from_numpy(batch.positions)] = rows

@@ -9,15 +9,18 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
-from trainables.base_model import BaseModel, build_model, own_trainable_parameters
+from trainables.base_model import BaseModel, build_model, own_trainable_parameters, recompute_activations
 from trainables.batches import batches, training_batches
 from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
 from trainables.evaluation import Evaluation as Evaluation
 from trainables.evaluation import TestOutcome as TestOutcome
+from trainables.features import remember_features
 from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
 from trainables.methods import METHODS, MethodSettings
 from trainables.parallel import ALONE, Group, spread, total
@@ -132,6 +135,7 @@ def trial_course(
             data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, group
         )
         state.attach(trained)
+        features = remember_features(trained.model, group)
 
     for last_step in stops[done.evaluation :]:
         part = Stretch(trained, islice(training_data, last_step - done.step), settings, dtype)
@@ -146,6 +150,7 @@ def trial_course(
                 device,
                 dtype,
                 group,
+                features,
             )
         is_best = done.best is None or (scores.accuracy, -scores.loss) > done.best
         checkpoint = (
@@ -202,6 +207,10 @@ def set_up(
     stream = RandomStream(spec.seed, device)
     with stream.active():
         model = wrap_base(base, spec.kind, spec.settings, spec.seed)
+    if spec.training.gradient_checkpointing:
+        whole = model.get_base_model() if isinstance(model, PeftModel) else model
+        assert isinstance(whole, PreTrainedModel)
+        recompute_activations(whole)
     if group.rank > 0:  # other dropout for its share of a batch
         stream = RandomStream(spec.seed + group.rank, device)
     summary = ModelSummary(*count_parameters(model), model_bytes(model))

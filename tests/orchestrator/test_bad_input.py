@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import CTRLConfig, CTRLForSequenceClassification
 
 from orchestrator.run import main
 from trainables.errors import InputError  # noqa: F401  # imported here so that the first case is not slow
@@ -45,6 +47,11 @@ methods: {full: {}, lora: {rank: [2, 4]}}
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    torch.manual_seed(0)
+    ctrl = CTRLConfig(vocab_size=20, n_positions=64, n_embd=8, dff=8, n_layer=1, n_head=1)
+    CTRLForSequenceClassification(ctrl).save_pretrained(tmp_path / "ctrl")
+    for file in model_directories["gpt2"].glob("tokenizer*"):
+        (tmp_path / "ctrl" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "nothing").mkdir()
     (tmp_path / "list.yaml").write_text("- lora\n- full\n")
     (tmp_path / "syntax.yaml").write_text("name: [unclosed\n")
@@ -107,6 +114,10 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "target module": (
         sets("methods.lora.target_modules=[q_proj]"),
         ("methods.lora.target_modules", "q_proj", "c_attn"),
+    ),
+    "activations that cannot be computed again": (
+        sets("model.path=./ctrl", "methods.lora.gradient_checkpointing=[true, false]"),
+        ("methods.lora.gradient_checkpointing: CTRLForSequenceClassification cannot", "expected false"),
     ),
     "no value to set": (sets("search.trials"), ("--set search.trials", "KEY=VALUE")),
     "set below a value": (sets("name.x=1"), ("--set name.x=1", "name is a value")),

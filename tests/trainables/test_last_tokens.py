@@ -4,41 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decoders import PAD, tiny
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trainables.last_tokens import DECODERS, last_mlp, narrow_last_mlp, read_tokens
-
-PAD = 0
-
-
-def tiny(model_type: str) -> PreTrainedModel:
-    """Make a classification model with random weights, the same every time."""
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-    }
-    if model_type == "gpt2":
-        sizes = {
-            "n_embd": 32,
-            "n_layer": 3,
-            "n_head": 4,
-            "n_positions": 64,
-            "resid_pdrop": 0,
-            "attn_pdrop": 0,
-        }
-        sizes |= {"embd_pdrop": 0}
-    config = AutoConfig.for_model(
-        model_type, vocab_size=50, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, num_labels=3, **sizes
-    )
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-    return model
 
 
 def texts() -> dict[str, torch.Tensor]:

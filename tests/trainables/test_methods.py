@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Checkpoint
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
+from trainables.parallel import ALONE
 from trainables.quantization import quantize, with_quantized
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.training import RandomStream, Scores, evaluate, make_optimizer, train_step
-from trainables.trial import Evaluation, TrialSpec, run_trial, wrap_base
+from trainables.training import RandomStream, Scores, evaluate, forward, make_optimizer, train_step
+from trainables.trial import Evaluation, TrialSpec, run_trial, set_up, wrap_base
 
 CPU = torch.device("cpu")
 
@@ -104,6 +107,20 @@ def gradients(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         nn.functional.cross_entropy(output.logits, batch.labels).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@contextmanager
+def count_saved() -> Iterator[dict[int, int]]:
+    """Count the bytes that forward passes in the block keep for gradients, by address."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            saved[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved
 
 
 def curve(points: list[Evaluation]) -> list[tuple[float, float, float]]:
@@ -307,6 +324,25 @@ def test_quantization_gives_the_weights_that_from_pretrained_gives(base: BaseMod
     for name in expected:
         assert torch.equal(found[name].data, expected[name].data), name
         assert torch.equal(found[name].quant_state.absmax, expected[name].quant_state.absmax), name
+
+
+def test_activations_computed_again_give_the_same_curve_and_are_not_kept(
+    base: BaseModel, data: TokenizedData, kind: str, device: torch.device
+) -> None:
+    """A model of two blocks and dropout: what the first block did is computed again."""
+    kept, spec = {}, make_spec(kind)
+    for again in (False, True):
+        spec = replace(spec, training=spec.training.model_copy(update={"gradient_checkpointing": again}))
+        points = curve(list(run_trial(spec, data, base, None, device=device)))
+        trained, _ = set_up(spec, base, 10, device, ALONE)
+        with count_saved() as saved, trained.stream.active():
+            forward(trained.model, first_batch(data, device), torch.float32)
+        kept[again] = points, sum(saved.values())
+    exact = {"rel": 0, "abs": 0} if device == CPU else {"rel": 1e-3}
+    for found, expected in zip(kept[True][0], kept[False][0], strict=True):
+        assert found == pytest.approx(expected, **exact)
+    ratio = kept[True][1] / kept[False][1]
+    assert ratio == 1 if kind == "head" else ratio < 0.7
 
 
 def test_float32_matrices_are_multiplied_as_the_trial_says(

@@ -1,0 +1,56 @@
+"""What a frozen base makes of the texts of a split, computed once: it is the same at every evaluation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from trainables.batches import Batch
+from trainables.last_tokens import has_last_token_head, read_tokens
+from trainables.parallel import Group
+from trainables.training import forward
+
+
+class Features:
+    """The inputs of a model's head, ``[texts, width]`` for each batch of a split that was seen once.
+
+    Arguments:
+        model: its base does not change, and its head reads one token of each text; in eval mode when asked.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        head = model.score
+        assert isinstance(head, nn.Module)
+        self._head = head
+        self._known: dict[bytes, torch.Tensor] = {}  # by the batch's examples
+
+    def logits(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+        """Return what :func:`forward` does, float32 logits ``[examples, labels]``, but for rounding."""
+        examples = batch.positions.tobytes()
+        if examples not in self._known:
+            self._known[examples] = self._compute(batch, dtype)
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits: torch.Tensor = self._head(self._known[examples])
+        return logits.float()
+
+    def _compute(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        watch = self._head.register_forward_pre_hook(lambda head, arguments: seen.append(arguments[0]))
+        try:
+            forward(self._model, batch, dtype)
+        finally:
+            watch.remove()
+        (hidden,) = seen
+        read = read_tokens(batch.input_ids, self._model.config.pad_token_id)
+        return hidden[torch.arange(len(hidden), device=hidden.device), read]
+
+
+def remember_features(model: nn.Module, group: Group) -> Features | None:
+    """Return what remembers a model's features, where training leaves them as they are."""
+    if group.shards_model or not isinstance(model, PreTrainedModel) or not has_last_token_head(model):
+        return None
+    if any(parameter.requires_grad for parameter in model.base_model.parameters()):
+        return None
+    return Features(model)
