@@ -13,6 +13,7 @@ from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.lora.layer import Linear
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 LowRankLayer = Linear | Linear4bit
 
@@ -65,9 +66,12 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
         assert not isinstance(magnitude, nn.Module)
         assert not isinstance(bias, nn.Module)
         return nn.functional.linear(x, merged(layer, a, b, scaling, magnitude), bias)
-    base = layer.base_layer(x)
-    reduced = nn.functional.linear(dropout(x), a)
-    result = torch.addmm(base.flatten(0, -2), reduced.flatten(0, -2), b.T, alpha=scaling)
+    if _is_whole(layer, x, dropout):
+        result, dtype = _BaseAndAdapter.apply(x.flatten(0, -2), a, b, scaling, layer), x.dtype
+    else:
+        base, reduced = layer.base_layer(x), nn.functional.linear(dropout(x), a)
+        result = torch.addmm(base.flatten(0, -2), reduced.flatten(0, -2), b.T, alpha=scaling)
+        dtype = base.dtype
     if is_dora:
         # Liu et al. 2024, equation 5, whose norm is a constant to the gradient (section 4.3). The bias is not
         # scaled: scale * (result - bias) + bias.
@@ -78,7 +82,42 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
             result = torch.addcmul(bias - scale * bias, result, scale)
         else:
             result = result * scale
-    return result.to(base.dtype).view(base.shape)
+    return result.to(dtype).view(*x.shape[:-1], -1)
+
+
+def _is_whole(layer: LowRankLayer, x: torch.Tensor, dropout: nn.Module) -> bool:
+    """Say whether base and adapter see the same inputs, in float32, and nobody else has computed the base."""
+    base = layer.get_base_layer()
+    drops = layer.training and isinstance(dropout, nn.Dropout)
+    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    return exact and not drops and "forward" not in vars(base)
+
+
+class _BaseAndAdapter(torch.autograd.Function):
+    """A frozen layer and its adapter, ``x W' + bias + s (x A') B'``, for inputs ``[tokens, inputs]``.
+
+    The adapter's part is added in place, to the outputs and to the gradient of the inputs, where autograd
+    would copy them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, layer: LowRankLayer
+    ) -> torch.Tensor:
+        weight, bias, reduced = _weight(layer), layer.get_base_layer().bias, x @ a.T
+        assert not isinstance(bias, nn.Module)
+        ctx.save_for_backward(x, a, b, reduced)
+        ctx.scaling, ctx.layer = scaling, layer  # whose 4-bit weight is dequantized once more, and not kept
+        return nn.functional.linear(x, weight, bias).addmm_(reduced, b.T, alpha=scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, a, b, reduced = ctx.saved_tensors
+        of_reduced = (gradient @ b).mul_(ctx.scaling)
+        of_b = (gradient.T @ reduced).mul_(ctx.scaling)
+        of_x = (gradient @ _weight(ctx.layer)).addmm_(of_reduced, a) if ctx.needs_input_grad[0] else None
+        return of_x, of_reduced.T @ x, of_b, None, None
 
 
 def _can_merge(layer: LowRankLayer, x: torch.Tensor) -> bool:
