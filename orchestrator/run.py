@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import math
 import os
 import shlex
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from orchestrator.cluster import Cluster
     from orchestrator.experiment import Experiment
-    from orchestrator.mirror import Mirror, Stamp
+    from orchestrator.mirror import Stamp
     from orchestrator.prepare import Prepared
     from orchestrator.probing import Fitted
     from orchestrator.rows import Earlier
@@ -165,7 +163,9 @@ def _run(options: argparse.Namespace) -> int:
                 log.flush()
                 with quiet(log) as console:
                     try:
-                        return _run_phases(experiment, prepared, earlier, cluster, mirror, console)
+                        from orchestrator.comparison import run_comparison
+
+                        return run_comparison(experiment, prepared, earlier, cluster, mirror, console)
                     except KeyboardInterrupt:
                         command = f"python -m orchestrator.run --resume {shlex.quote(experiment.location)}"
                         said = f"interrupted; what finished is kept. Continue with: {command}"
@@ -308,80 +308,6 @@ def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cl
     if joins and not options.dry_run:
         check_shared(experiment, where)
     return cluster
-
-
-def _run_phases(
-    experiment: Experiment,
-    prepared: Prepared,
-    earlier: Earlier,
-    cluster: Cluster | None,
-    mirror: Mirror | None,
-    console: Console,
-) -> int:
-    """Search, confirm, show what came out, and return the exit status.
-
-    Raises:
-        KeyboardInterrupt: if the run did not come to its end.
-    """
-    import ray
-
-    from orchestrator.cluster import connect
-    from orchestrator.loggers import make_loggers
-    from orchestrator.metrics import TrialMetrics
-    from orchestrator.phases import run_phases
-    from orchestrator.progress import Display, time_spent
-    from orchestrator.provenance import collect_provenance
-    from orchestrator.recorder import Recorder, Watcher
-    from orchestrator.study_journal import StudyJournal
-    from orchestrator.watchdog import Watchdog
-    from orchestrator.worker import share
-    from results import load
-    from results.report import write_report
-    from results.show import render
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    directory = experiment.run_directory
-    say(f"{experiment.name}: results and log.txt in {experiment.location}")
-    if mirror:
-        mirror.start(say)
-    cluster = cluster or connect(None)
-    if cluster.dashboard:
-        console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
-    if unused := cluster.unused(experiment):
-        console.print(unused, highlight=False)
-    concurrent = cluster.limit(experiment)
-    started = time.time()
-    try:
-        done = earlier.finished
-        with Display(console, experiment, done) as display, TrialMetrics(experiment, done) as metrics:
-            provenance = collect_provenance(experiment, prepared)
-            watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, done)]
-            recorder = Recorder(
-                experiment, provenance, directory, watchers, say, earlier, mirror.drop if mirror else None
-            )
-            watchdog = Watchdog(experiment.resources.trial_timeout, say)
-            others = [watchdog, *make_loggers(experiment, directory, say, earlier.unfinished)]
-            inputs = share(experiment, prepared, directory)
-            try:
-                is_whole = run_phases(inputs, recorder, concurrent, others)
-            finally:
-                recorder.close()
-    finally:
-        ray.shutdown()
-    results = load(directory)
-    console.print(render(results))
-    here = [trial for trial in recorder.trials.values() if trial.starts_after(started)]
-    if here and not cluster.is_joined:  # whose nodes come and go
-        slots = math.ceil(cluster.slots(experiment) / experiment.resources.pack_size)
-        console.print(time_spent(here, slots, started, time.time() - started), highlight=False)
-    say(f'pandas.read_parquet("{experiment.location}/trials.parquet")')
-    if not is_whole:
-        raise KeyboardInterrupt
-    page = write_report(results, directory / "report")
-    say(f"report: {experiment.location}/report/{page.name}")
-    return 0 if results.trials.validation_accuracy.notna().any() else 1
 
 
 def _reproduce(run: str, trial_id: str, trusts: bool) -> int:

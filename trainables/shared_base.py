@@ -64,7 +64,7 @@ def make_guest(trained: Trained) -> Guest:
         raise NotTogetherError("several processes train it")
     if not isinstance(whole, PreTrainedModel) or whole.config._attn_implementation != "sdpa":
         raise NotTogetherError("its attention is not PyTorch's scaled_dot_product_attention")
-    if whole.is_gradient_checkpointing:
+    if whole.is_activation_checkpointing:
         raise NotTogetherError("it computes activations again in the backward pass")
     base = whole.base_model
     linear: dict[str, nn.Module] = {}

@@ -1,0 +1,118 @@
+"""A comparison, from the first trial to the report. Whoever only checks or plans one need not import this."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import ray
+from rich.console import Console
+
+from orchestrator.cluster import Cluster, connect
+from orchestrator.experiment import Experiment
+from orchestrator.loggers import make_loggers
+from orchestrator.metrics import TrialMetrics
+from orchestrator.mirror import Mirror
+from orchestrator.phases import run_phases
+from orchestrator.prepare import Prepared
+from orchestrator.progress import Display, time_spent
+from orchestrator.provenance import collect_provenance
+from orchestrator.recorder import Recorder, Watcher
+from orchestrator.rows import Earlier, TrialHistory
+from orchestrator.study_journal import StudyJournal
+from orchestrator.watchdog import Watchdog
+from orchestrator.worker import share
+
+
+def run_comparison(
+    experiment: Experiment,
+    prepared: Prepared,
+    earlier: Earlier,
+    cluster: Cluster | None,
+    mirror: Mirror | None,
+    console: Console,
+) -> int:
+    """Search, confirm, show what came out, and return the exit status.
+
+    Arguments:
+        experiment: what to compare; its run directory is there.
+        prepared: what its trials share.
+        earlier: its trials that an earlier process has run, or begun.
+        cluster: where it runs, if it was joined already.
+        mirror: keeps the copy at the run's URI, if it has one.
+        console: is told what a person shall see.
+
+    Raises:
+        KeyboardInterrupt: if the run did not come to its end.
+    """
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say(f"{experiment.name}: results and log.txt in {experiment.location}")
+    if mirror:
+        mirror.start(say)
+    cluster = cluster or connect(None)
+    if cluster.dashboard:
+        console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
+    if unused := cluster.unused(experiment):
+        console.print(unused, highlight=False)
+    started = time.time()
+    try:
+        trials, is_whole = _train(experiment, prepared, earlier, cluster, mirror, console, say)
+    finally:
+        ray.shutdown()
+    here, spent = [trial for trial in trials.values() if trial.starts_after(started)], None
+    if here and not cluster.is_joined:  # whose nodes come and go
+        slots = math.ceil(cluster.slots(experiment) / experiment.resources.pack_size)
+        spent = time_spent(here, slots, started, time.time() - started)
+    return _show(experiment, is_whole, spent, console, say)
+
+
+def _train(
+    experiment: Experiment,
+    prepared: Prepared,
+    earlier: Earlier,
+    cluster: Cluster,
+    mirror: Mirror | None,
+    console: Console,
+    say: Callable[[str], None],
+) -> tuple[Mapping[str, TrialHistory], bool]:
+    """Run all trials; return what is known of them, and whether all have ended."""
+    directory, done = experiment.run_directory, earlier.finished
+    concurrent = cluster.limit(experiment)
+    with Display(console, experiment, done) as display, TrialMetrics(experiment, done) as metrics:
+        provenance = collect_provenance(experiment, prepared)
+        watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, done)]
+        recorder = Recorder(
+            experiment, provenance, directory, watchers, say, earlier, mirror.drop if mirror else None
+        )
+        watchdog = Watchdog(experiment.resources.trial_timeout, say)
+        others = [watchdog, *make_loggers(experiment, directory, say, earlier.unfinished)]
+        inputs = share(experiment, prepared, directory)
+        try:
+            is_whole = run_phases(inputs, recorder, concurrent, others)
+        finally:
+            recorder.close()
+    return recorder.trials, is_whole
+
+
+def _show(
+    experiment: Experiment, is_whole: bool, spent: str | None, console: Console, say: Callable[[str], None]
+) -> int:
+    """Print the result set and write the report; return the exit status."""
+    # Imported here: what draws and tests takes a second to import, in which trials could have begun.
+    from results import load
+    from results.report import write_report
+    from results.show import render
+
+    directory = experiment.run_directory
+    results = load(directory)
+    console.print(render(results))
+    if spent:
+        console.print(spent, highlight=False)
+    say(f'pandas.read_parquet("{experiment.location}/trials.parquet")')
+    if not is_whole:
+        raise KeyboardInterrupt
+    page = write_report(results, directory / "report")
+    say(f"report: {experiment.location}/report/{page.name}")
+    return 0 if results.trials.validation_accuracy.notna().any() else 1
