@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,4 +176,21 @@ def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
     assert len(run.said) == 2
     assert "lora-1 trains by itself in its pack: with others its logits are off by" in run.said[1]
     for trial in trials:
+        assert_as_alone(run, trial, *inputs)
+
+
+def test_a_trial_that_computes_activations_again_does_it_by_itself(
+    model_directories: dict[str, Path], data_files: dict[str, Path]
+) -> None:
+    inputs = prepare(model_directories["gpt2"], data_files)
+    run = Run(*inputs)
+    one, other = spec("lora", epochs=1), spec("lora", 1, epochs=1)
+    saving = other.training.model_copy(update={"gradient_checkpointing": True})
+    other = replace(other, training=saving)
+    run.join(one, other)
+    run.train()
+    assert run.said == [
+        "lora-1 trains by itself in its pack: it computes activations again in the backward pass"
+    ]
+    for trial in (one, other):
         assert_as_alone(run, trial, *inputs)
