@@ -224,6 +224,7 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         **_outcome(trial),
         **_test_outcome(trial),
         **_cost(trial),
+        "trials_per_pack": experiment.resources.pack_size,
         "retries": trial.retries,
         "lost_seconds": trial.lost_seconds,
         "started_at": trial.started_at,

@@ -11,7 +11,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 HYPERPARAMETER_PREFIX: Final = "hp_"
 
 STRING, INT, FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -64,6 +64,7 @@ TRIALS: Final = _schema(
             FLOAT,
             "time in training steps and nothing else; in a pack, its share by tokens",
         ),
+        "trials_per_pack": (INT, "trials that its process may have trained side by side; 1 is alone"),
         "evaluation_seconds": (FLOAT, "time in evaluations"),
         "setup_seconds": (FLOAT, "time to build the model, wrap it and move it to its device"),
         "examples_per_second": (FLOAT, "training examples per second of train_seconds"),

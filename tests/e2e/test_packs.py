@@ -49,4 +49,6 @@ def test_a_pack_that_is_killed_gives_the_results_of_trials_by_themselves(
     pd.testing.assert_frame_equal(*curves, rtol=1e-4)
     trials = load(found).trials
     assert set(trials.status) == {"completed"}
+    assert set(trials.trials_per_pack) == {3}
+    assert set(load(expected).trials.trials_per_pack) == {1}
     assert trials.set_index("trial_id").retries["qlora-000"] == 1
