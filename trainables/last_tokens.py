@@ -17,9 +17,8 @@ from transformers import PreTrainedModel
 DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Architectures, by ``model_type``, whose last block ends with an MLP that is added to its inputs."""
 
-_READ: ContextVar[torch.Tensor | None] = ContextVar(
-    "read", default=None
-)  # [texts] tokens that the head reads
+_READ: ContextVar[torch.Tensor | None] = ContextVar("read", default=None)
+"""[texts]; the token of each that the head reads, while a model's forward pass runs."""
 
 
 def narrow_last_mlp(model: PreTrainedModel) -> None:
@@ -32,8 +31,12 @@ def narrow_last_mlp(model: PreTrainedModel) -> None:
 
 
 def has_last_token_head(model: PreTrainedModel) -> bool:
-    """Say whether a model is a decoder whose head, ``score``, reads nothing but :func:`read_tokens`."""
-    return model.config.model_type in DECODERS
+    """Say whether a model is a decoder whose head, ``score``, reads nothing but :func:`read_tokens`.
+
+    Code that came with a model may do anything, under whatever name.
+    """
+    is_known = type(model).__module__.startswith("transformers.models.")
+    return is_known and model.config.model_type in DECODERS
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from decoders import PAD, tiny
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 from trainables.last_tokens import DECODERS, last_mlp, narrow_last_mlp, read_tokens
 
@@ -75,6 +75,15 @@ def test_an_encoder_is_left_as_it_is() -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **sizes))
     assert last_mlp(model) is None
+    narrow_last_mlp(model)
+    assert not model._forward_pre_hooks
+
+
+def test_a_class_that_came_with_a_model_is_left_as_it_is() -> None:
+    class Own(LlamaForSequenceClassification):
+        """As ``trust_remote_code`` brings along: it may read whatever it likes."""
+
+    model = Own(tiny("llama").config)
     narrow_last_mlp(model)
     assert not model._forward_pre_hooks
 
