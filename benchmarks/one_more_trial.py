@@ -48,7 +48,7 @@ class Worker:
         """Return its id, everything being imported."""
         return os.getpid()
 
-    def train(self, kind: str, base: BaseModel, data: TokenizedData) -> int:
+    def train(self, kind: str, again: bool, base: BaseModel, data: TokenizedData) -> int:
         """Run a trial to its end; return the bytes of its model."""
         method = METHODS[kind]
         own = {name: value for name, value in method.published_default.items() if name != "learning_rate"}
@@ -58,6 +58,7 @@ class Worker:
             batch_size=BATCH_SIZE,
             evaluation_batch_size=BATCH_SIZE,
             learning_rate=1e-4,
+            gradient_checkpointing=again,
         )
         spec = TrialSpec(kind, kind, kind, 0, method.settings(**own), training)
         with tempfile.TemporaryDirectory() as directory:
@@ -82,20 +83,27 @@ def private_bytes(process: psutil.Process) -> int:
     return int(process.memory_full_info().uss)
 
 
-def measure(kind: str, base: Any, data: Any) -> list[str]:
-    """Run a trial in a worker of its own; return its cells of the table."""
+def measure(kind: str, again: bool, base: Any, data: Any) -> list[str]:
+    """Run a trial in a worker of its own; return its cells of the table.
+
+    Arguments:
+        kind: of method.
+        again: whether activations are computed again in the backward pass, in place of being kept.
+        base: the base model, in the object store.
+        data: to train on, in the object store.
+    """
     worker = Worker.remote()  # type: ignore[attr-defined]  # an actor
     process = psutil.Process(ray.get(worker.process.remote()))
     time.sleep(1)
     idle, seen = private_bytes(process), []
-    training = worker.train.remote(kind, base, data)
+    training = worker.train.remote(kind, again, base, data)
     while not ray.wait([training], timeout=PERIOD)[0]:
         seen.append(private_bytes(process))
     model_bytes = ray.get(training)
     after = private_bytes(process)
     ray.kill(worker)
     sizes = (idle, statistics.median(seen) - idle, max(seen) - idle, after - idle, model_bytes)
-    return [kind, *(f"{size / MB:,.0f}" for size in sizes)]
+    return [f"{kind}, gradient_checkpointing" if again else kind, *(f"{size / MB:,.0f}" for size in sizes)]
 
 
 def main() -> None:
@@ -114,7 +122,9 @@ def main() -> None:
         GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
         base = ray.put(with_quantized(load_base(ModelSettings(path=directory), LABELS, padding)))
     data = TokenizedData(random_split(EXAMPLES), random_split(BATCH_SIZE), LABELS, padding, "random", {})
-    rows = [measure(kind, base, ray.put(data)) for kind in options.methods]
+    trials = [(kind, False) for kind in options.methods]
+    trials += [(kind, True) for kind in options.methods if kind != "head"]  # whose base keeps nothing
+    rows = [measure(kind, again, base, ray.put(data)) for kind, again in trials]
     ray.shutdown()
     text = report(rows)
     print(text)
