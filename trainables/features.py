@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainables.batches import Batch
-from trainables.last_tokens import has_last_token_head, read_tokens
+from trainables.last_tokens import has_last_token_head, read_tokens, take_read
 from trainables.parallel import Group
 from trainables.training import forward
 
@@ -43,8 +43,7 @@ class Features:
         finally:
             watch.remove()
         (hidden,) = seen
-        read = read_tokens(batch.input_ids, self._model.config.pad_token_id)
-        return hidden[torch.arange(len(hidden), device=hidden.device), read]
+        return take_read(hidden, read_tokens(batch.input_ids, self._model.config.pad_token_id))[:, 0]
 
 
 def remember_features(model: nn.Module, group: Group) -> Features | None:

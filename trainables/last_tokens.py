@@ -67,6 +67,11 @@ def read_tokens(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     return (places * (input_ids != pad_token_id)).argmax(dim=1)
 
 
+def take_read(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Take of ``[texts, longest, width]`` the token of each text that the head reads, ``[texts, 1, width]``."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
+
+
 def _find(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     assert isinstance(model, PreTrainedModel)
     input_ids = options["input_ids"] if "input_ids" in options else arguments[0]
@@ -81,4 +86,4 @@ def _narrow(mlp: nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor | No
     """Make ``[texts, longest, width]`` to ``[texts, 1, width]``, which the block adds to all tokens."""
     (hidden,) = arguments
     read = _READ.get()
-    return None if read is None else hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
+    return None if read is None else take_read(hidden, read)

@@ -25,7 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model
 from trainables.batches import Batch
-from trainables.last_tokens import last_mlp, read_tokens
+from trainables.last_tokens import last_mlp, read_tokens, take_read
 from trainables.state import Trained
 from trainables.training import forward, keep_random_state
 
@@ -238,16 +238,12 @@ def _linear(name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def _last_mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Compute the last MLP of the tokens that heads read, as it is computed of a trial alone."""
     joint = _JOINT.get()
-    device = hidden.device
-    rows, texts, before = [], [], 0
-    for batch in joint.batches:
-        examples, longest = batch.input_ids.shape
-        firsts = before + longest * torch.arange(examples, device=device)
-        rows.append(firsts + read_tokens(batch.input_ids, joint.pad_token_id))
-        texts.append(torch.full((examples,), longest, device=device))
-        before += examples * longest
-    result: torch.Tensor = type(mlp).forward(mlp, hidden[:, torch.cat(rows)])
-    return result.repeat_interleave(torch.cat(texts), dim=1)
+    read = [read_tokens(batch.input_ids, joint.pad_token_id) for batch in joint.batches]
+    result: torch.Tensor = type(mlp).forward(
+        mlp, joint.join([take_read(own, its) for own, its in zip(joint.split(hidden), read, strict=True)])
+    )
+    texts = zip(joint.split(result), joint.batches, strict=True)
+    return joint.join([own.expand(-1, batch.input_ids.shape[1], -1) for own, batch in texts])
 
 
 def _dropout(module: nn.Dropout, inputs: torch.Tensor) -> torch.Tensor:

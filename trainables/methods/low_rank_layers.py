@@ -54,8 +54,8 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     (name,) = layer.active_adapters
     dropout, is_dora = layer.lora_dropout[name], name in layer.lora_variant
     # With dropout DoRA takes the base's output another time, of what is left of the inputs.
-    drops = is_dora and layer.training and isinstance(dropout, nn.Dropout)
-    if layer.disable_adapters or layer.merged or options or drops:
+    drops = layer.training and isinstance(dropout, nn.Dropout)
+    if layer.disable_adapters or layer.merged or options or (is_dora and drops):
         return None
     a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     assert isinstance(a, torch.Tensor)
@@ -66,7 +66,8 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
         assert not isinstance(magnitude, nn.Module)
         assert not isinstance(bias, nn.Module)
         return nn.functional.linear(x, merged(layer, a, b, scaling, magnitude), bias)
-    if _is_whole(layer, x, dropout):
+    # Base and adapter see the same inputs, and nobody else has computed the base.
+    if not drops and _is_exact(x) and "forward" not in vars(layer.get_base_layer()):
         result, dtype = _BaseAndAdapter.apply(x.flatten(0, -2), a, b, scaling, layer), x.dtype
     else:
         base, reduced = layer.base_layer(x), nn.functional.linear(dropout(x), a)
@@ -85,12 +86,9 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     return result.to(dtype).view(*x.shape[:-1], -1)
 
 
-def _is_whole(layer: LowRankLayer, x: torch.Tensor, dropout: nn.Module) -> bool:
-    """Say whether base and adapter see the same inputs, in float32, and nobody else has computed the base."""
-    base = layer.get_base_layer()
-    drops = layer.training and isinstance(dropout, nn.Dropout)
-    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return exact and not drops and "forward" not in vars(base)
+def _is_exact(x: torch.Tensor) -> bool:
+    """Say whether inputs are multiplied in float32."""
+    return x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
 
 
 class _BaseAndAdapter(torch.autograd.Function):
@@ -127,8 +125,7 @@ def _can_merge(layer: LowRankLayer, x: torch.Tensor) -> bool:
     than the adapter does over more tokens than there are inputs; in bfloat16 the sum would lose the update.
     """
     many = x.numel() > x.shape[-1] ** 2
-    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return not layer.training and not torch.is_grad_enabled() and many and exact
+    return not layer.training and not torch.is_grad_enabled() and many and _is_exact(x)
 
 
 def merged(
