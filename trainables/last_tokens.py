@@ -68,7 +68,7 @@ def read_tokens(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
 
 
 def take_read(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Take of ``[texts, longest, width]`` the token of each text that the head reads, ``[texts, 1, width]``."""
+    """Take the tokens that the head reads of ``[texts, longest, width]``: ``[texts, 1, width]``."""
     return hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
 
 
