@@ -1,13 +1,14 @@
 """Any way to lose a worker costs its trial a try, and never the experiment.
 
 Ray Tune 2.60 knows two kinds of errors of a worker: one that its code raised, and a ``RayActorError``. A
-worker that Ray's memory monitor has ended comes back as neither, and Tune ends the whole experiment for it;
-there is no setting for that.
+worker that Ray's memory monitor has ended comes back as neither, and Tune ends the whole experiment for it,
+or, where the worker was still starting, fails its trial with pages of advice; there is no setting for that.
 """
 
 from __future__ import annotations
 
 from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
@@ -15,19 +16,29 @@ OUT_OF_MEMORY = "ran out of memory"
 """What the error of a worker says that Ray has ended because of the memory of its machine."""
 
 _task_failed = RayActorManager._actor_task_failed
+_start_failed = RayActorManager._actor_start_failed
 
 
 def count_lost_workers() -> None:
     """Have Tune take every worker that is lost for an actor that has died."""
     RayActorManager._actor_task_failed = _task_failed_or_lost  # type: ignore[method-assign]
+    RayActorManager._actor_start_failed = _start_failed_or_lost  # type: ignore[method-assign]
 
 
 def _task_failed_or_lost(
     self: RayActorManager, tracked_actor_task: TrackedActorTask, exception: Exception
 ) -> None:
+    _task_failed(self, tracked_actor_task, _as_death(exception))
+
+
+def _start_failed_or_lost(self: RayActorManager, tracked_actor: TrackedActor, exception: Exception) -> None:
+    _start_failed(self, tracked_actor, _as_death(exception))
+
+
+def _as_death(exception: Exception) -> Exception:
     if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
-        exception = RayActorError(error_msg=_reason(exception))
-    _task_failed(self, tracked_actor_task, exception)
+        return RayActorError(error_msg=_reason(exception))
+    return exception
 
 
 def _reason(error: RayError) -> str:
