@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trainables.errors import InputError
-from trainables.last_tokens import last_block, narrow_last_mlp
+from trainables.last_tokens import last_block, narrow_last_block
 from trainables.settings import ModelSettings
 
 LINEAR_LAYERS = (nn.Linear, Conv1D)
@@ -194,7 +194,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
     model.config.name_or_path = base.path
     model.name_or_path = base.path
     _fuse_activations(model)
-    narrow_last_mlp(model)
+    narrow_last_block(model)
     return model
 
 

@@ -1,18 +1,24 @@
-"""The last MLP of a decoder, computed for no other tokens than those that the head reads.
+"""The last block of a decoder, computed for no other tokens than those that the head reads.
 
-A decoder's classification head reads one token of each text, its last. What comes after the last attention
-treats each token by itself, so all that the last block's MLP computes of other tokens, which is two thirds of
-the block, is thrown away. Without it, logits and gradients are the same.
+A decoder's classification head reads one token of each text, its last. Of other tokens nothing is needed but
+the keys and values that this one attends to: all that the last block's MLP computes of them, which is two
+thirds of the block, is thrown away, and so is what they attend to. Without it, logits and gradients are the
+same.
 """
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ATTENTION = "sdpa_of_read_tokens"
+"""What transformers knows :func:`attend` by."""
 
 DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Architectures, by ``model_type``, whose last block ends with an MLP that is added to its inputs."""
@@ -21,13 +27,15 @@ _READ: ContextVar[torch.Tensor | None] = ContextVar("read", default=None)
 """[texts]; the token of each that the head reads, while a model's forward pass runs."""
 
 
-def narrow_last_mlp(model: PreTrainedModel) -> None:
-    """Have the last MLP see only the tokens that the head reads, if the architecture allows it, in place."""
+def narrow_last_block(model: PreTrainedModel) -> None:
+    """Have the last block compute only the tokens that the head reads, if it is of a known kind, in place."""
     if (mlp := last_mlp(model)) is None:
         return
     model.register_forward_pre_hook(_find, with_kwargs=True)
     model.register_forward_hook(_forget, always_call=True)
     mlp.register_forward_pre_hook(_narrow)
+    if (attention := last_attention(model)) is not None and model.config._attn_implementation == "sdpa":
+        attend_as(attention, ATTENTION)
 
 
 def has_last_token_head(model: PreTrainedModel) -> bool:
@@ -46,6 +54,26 @@ def last_mlp(model: PreTrainedModel) -> nn.Module | None:
     mlp = block.mlp
     assert isinstance(mlp, nn.Module)
     return mlp
+
+
+def last_attention(model: PreTrainedModel) -> nn.Module | None:
+    """Return the last attention, if what it does with its outputs goes for any number of tokens.
+
+    Only GPT-2's does: others give them the shape of their inputs.
+    """
+    if (block := last_block(model)) is None or model.config.model_type != "gpt2":
+        return None
+    attention = block.attn
+    assert isinstance(attention, nn.Module)
+    return attention
+
+
+def attend_as(attention: nn.Module, name: str) -> None:
+    """Have one of a model's attentions computed by what transformers knows by a name."""
+    config = copy(attention.config)
+    assert isinstance(config, PreTrainedConfig)
+    config._attn_implementation = name
+    vars(attention)["config"] = config
 
 
 def last_block(model: PreTrainedModel) -> nn.Module | None:
@@ -72,6 +100,55 @@ def take_read(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
 
 
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    read: torch.Tensor,
+    **options: Any,
+) -> torch.Tensor:
+    """Compute what the read token of each text attends to: ``[texts, 1, heads, width]``.
+
+    Arguments:
+        module: the attention.
+        query: [texts, heads, longest, width].
+        key: the same.
+        value: the same.
+        attention_mask: [texts, 1, longest, longest], true where a token attends to another; None is to all
+            before it and itself.
+        read: [texts].
+        options: of ``sdpa_attention_forward``.
+    """
+    texts = torch.arange(len(read), device=read.device)
+    if attention_mask is None:
+        mask = (torch.arange(key.shape[2], device=read.device) <= read[:, None])[:, None, None]
+    else:
+        mask = attention_mask[texts, :, read][:, :, None]
+    output: torch.Tensor = sdpa_attention_forward(
+        module, query[texts, :, read][:, :, None], key, value, mask, **options
+    )[0]
+    return output
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    read = _READ.get()
+    if read is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return attend(module, query, key, value, attention_mask, read, **options), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
 def _find(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     assert isinstance(model, PreTrainedModel)
     input_ids = options["input_ids"] if "input_ids" in options else arguments[0]
@@ -83,7 +160,10 @@ def _forget(model: nn.Module, arguments: tuple[Any, ...], output: object) -> Non
 
 
 def _narrow(mlp: nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor | None:
-    """Make ``[texts, longest, width]`` to ``[texts, 1, width]``, which the block adds to all tokens."""
+    """Make ``[texts, longest, width]`` to ``[texts, 1, width]``, which the block adds to all tokens.
+
+    So it does with the last attention's outputs: what other tokens come to nobody reads.
+    """
     (hidden,) = arguments
     read = _READ.get()
     return None if read is None else take_read(hidden, read)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model
 from trainables.batches import Batch
-from trainables.last_tokens import last_mlp, read_tokens, take_read
+from trainables.last_tokens import attend, attend_as, last_attention, last_mlp, read_tokens, take_read
 from trainables.state import Trained
 from trainables.training import forward, keep_random_state
 
 ATTENTION = "each_trial_apart"
 """What transformers knows our attention and our masks by."""
+LAST_ATTENTION = "each_trial_apart_of_read_tokens"
+"""The same for the attention of a last block of whose outputs only read tokens are needed."""
 
 
 class NotTogetherError(Exception):
@@ -94,6 +96,11 @@ class _Joint:
     pad_token_id: int
     _drawing: Guest | None = None
 
+    @cached_property
+    def read(self) -> list[torch.Tensor]:
+        """The token of each text that its head reads, ``[examples]`` of each batch."""
+        return [read_tokens(batch.input_ids, self.pad_token_id) for batch in self.batches]
+
     def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Cut ``[1, tokens, ...]`` into each trial's ``[examples, longest, ...]``.
 
@@ -141,6 +148,9 @@ class SharedBase:
         pooler = getattr(self._base, "pooler", None)
         self._pad_token_id = model.config.pad_token_id
         last = last_mlp(model)
+        if (attention := last_attention(model)) is not None:
+            attend_as(attention, LAST_ATTENTION)
+            attention.register_forward_hook(_give_to_all)
         for name, module in self._base.named_modules():
             if module is pooler:
                 # It sees one vector of each text, not of each token, so each trial's own does its work.
@@ -238,10 +248,20 @@ def _linear(name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def _last_mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Compute the last MLP of the tokens that heads read, as it is computed of a trial alone."""
     joint = _JOINT.get()
-    read = [read_tokens(batch.input_ids, joint.pad_token_id) for batch in joint.batches]
-    result: torch.Tensor = type(mlp).forward(
-        mlp, joint.join([take_read(own, its) for own, its in zip(joint.split(hidden), read, strict=True)])
-    )
+    read = zip(joint.split(hidden), joint.read, strict=True)
+    return _for_all(type(mlp).forward(mlp, joint.join([take_read(own, its) for own, its in read])))
+
+
+def _give_to_all(
+    module: nn.Module, arguments: object, output: tuple[torch.Tensor, None]
+) -> tuple[torch.Tensor, None]:
+    """Have the last block add what its attention made of the read tokens to all tokens."""
+    return _for_all(output[0]), None
+
+
+def _for_all(result: torch.Tensor) -> torch.Tensor:
+    """Make ``[1, texts, width]``, of the read tokens, to ``[1, tokens, width]``."""
+    joint = _JOINT.get()
     texts = zip(joint.split(result), joint.batches, strict=True)
     return joint.join([own.expand(-1, batch.input_ids.shape[1], -1) for own, batch in texts])
 
@@ -269,13 +289,18 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """Let each trial's tokens attend to each other; tensors are ``[1, heads, tokens, width]``."""
     joint = _JOINT.get()
+    is_last = module.config._attn_implementation == LAST_ATTENTION  # type: ignore[union-attr]
     each = [joint.split(tensor.transpose(1, 2)) for tensor in (query, key, value)]
     parts = []
-    for guest, mask, *tensors in zip(joint.guests, attention_mask, *each, strict=True):
+    for guest, read, mask, *tensors in zip(joint.guests, joint.read, attention_mask, *each, strict=True):
         if dropout:
             joint.draw_as(guest)
         q, k, v = (tensor.transpose(1, 2) for tensor in tensors)
-        parts.append(sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, **options)[0])
+        parts.append(
+            attend(module, q, k, v, mask, read, dropout=dropout, **options)
+            if is_last
+            else sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, **options)[0]
+        )
     return joint.join(parts), None
 
 
@@ -295,5 +320,6 @@ def _masks(attention_mask: torch.Tensor | None, **options: Any) -> tuple[torch.T
     )
 
 
-AttentionInterface.register(ATTENTION, _attention)
+for _name in (ATTENTION, LAST_ATTENTION):
+    AttentionInterface.register(_name, _attention)
 AttentionMaskInterface.register(ATTENTION, _masks)

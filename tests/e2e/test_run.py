@@ -156,7 +156,8 @@ def test_methods_get_the_same_purse(experiment: Path, tmp_path: Path, unit: str)
     steps = results.metrics.groupby("trial_id")[unit].diff().fillna(results.metrics[unit])
     assert (spent < limit + 2 * steps.max() + 1e-9).all()
     if unit == "examples":  # what a trial takes of seconds differs from one to the next
-        # A trial may start while another of its method spends the rest of the purse: one more, with two at once.
+        # A trial may start while another of its method spends the rest of the purse: one more, with two at
+        # once.
         counts = results.trials.method.value_counts()
         assert abs(counts["head"] - counts["full"]) <= 1
     page = (tmp_path / "runs" / "small" / "report" / "index.html").read_text()

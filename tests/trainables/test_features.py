@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from trainables.batches import batches
 from trainables.data import TokenizedSplit
 from trainables.features import remember_features
-from trainables.last_tokens import narrow_last_mlp
+from trainables.last_tokens import narrow_last_block
 from trainables.parallel import ALONE, Group
 from trainables.training import Scores, evaluate
 
@@ -34,7 +34,7 @@ def split() -> TokenizedSplit:
 def head_only(model_type: str) -> PreTrainedModel:
     model = tiny(model_type)
     model.base_model.requires_grad_(False)
-    narrow_last_mlp(model)
+    narrow_last_block(model)
     return model
 
 

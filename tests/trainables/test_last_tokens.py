@@ -1,4 +1,4 @@
-"""The last MLP computed of what heads read only, held against transformers' own forward pass."""
+"""The last block computed of what heads read only, held against transformers' own forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decoders import PAD, tiny
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaForSequenceClassification
 
-from trainables.last_tokens import DECODERS, last_mlp, narrow_last_mlp, read_tokens
+from trainables.last_tokens import DECODERS, last_attention, last_mlp, narrow_last_block, read_tokens
 
 
 def texts() -> dict[str, torch.Tensor]:
@@ -21,9 +21,9 @@ def texts() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def logits_and_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def logits_and_gradients(model: torch.nn.Module, **changed: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the logits of :func:`texts`, and of some loss the gradient of each parameter."""
-    logits = model(**texts()).logits
+    logits = model(**(texts() | changed)).logits
     logits.logsumexp(dim=1).square().sum().backward()
     gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
     return {"logits": logits.detach(), **gradients}
@@ -34,7 +34,7 @@ def test_logits_and_gradients_are_those_of_the_whole_pass(model_type: str) -> No
     model = tiny(model_type)
     expected = logits_and_gradients(model)
     model.zero_grad()
-    narrow_last_mlp(model)
+    narrow_last_block(model)
     mlp, seen = last_mlp(model), []
     assert mlp is not None
     mlp.register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
@@ -42,6 +42,22 @@ def test_logits_and_gradients_are_those_of_the_whole_pass(model_type: str) -> No
     assert seen == [(5, 1, 32)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert expected["logits"].abs().min() > 0
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_the_last_token_attends_to_is_computed_of_no_other(masked: bool) -> None:
+    """Without a mask, the head reads one before the padding token that a text may end with."""
+    changed = {} if masked else {"attention_mask": torch.ones(5, 9, dtype=torch.long)}
+    model, seen = tiny("gpt2"), []
+    expected = logits_and_gradients(model, **changed)
+    model.zero_grad()
+    narrow_last_block(model)
+    attention = last_attention(model)
+    assert attention is not None
+    attention.register_forward_hook(lambda module, arguments, output: seen.append(output[0].shape))
+    found = logits_and_gradients(model, **changed)
+    assert seen == [(5, 1, 32)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_adapters_get_the_gradients_of_the_whole_pass() -> None:
@@ -53,7 +69,7 @@ def test_adapters_get_the_gradients_of_the_whole_pass() -> None:
         return get_peft_model(tiny("gpt2"), config)
 
     model = adapted()
-    narrow_last_mlp(model.get_base_model())
+    narrow_last_block(model.get_base_model())
     found, expected = logits_and_gradients(model), logits_and_gradients(adapted())
     assert len(found) == 1 + 2 * 4 * 3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -61,7 +77,7 @@ def test_adapters_get_the_gradients_of_the_whole_pass() -> None:
 
 def test_whoever_asks_the_base_itself_gets_all_tokens_also_after_an_error() -> None:
     model = tiny("gpt2")
-    narrow_last_mlp(model)
+    narrow_last_block(model)
     with pytest.raises(IndexError):
         model(input_ids=torch.full((2, 3), 99))
     mlp, seen = last_mlp(model), []
@@ -75,7 +91,7 @@ def test_an_encoder_is_left_as_it_is() -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **sizes))
     assert last_mlp(model) is None
-    narrow_last_mlp(model)
+    narrow_last_block(model)
     assert not model._forward_pre_hooks
 
 
@@ -84,7 +100,7 @@ def test_a_class_that_came_with_a_model_is_left_as_it_is() -> None:
         """As ``trust_remote_code`` brings along: it may read whatever it likes."""
 
     model = Own(tiny("llama").config)
-    narrow_last_mlp(model)
+    narrow_last_block(model)
     assert not model._forward_pre_hooks
 
 
