@@ -60,30 +60,27 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     assert isinstance(a, torch.Tensor)
     assert isinstance(b, torch.Tensor)
+    magnitude = layer.lora_magnitude_vector[name].weight if is_dora else None
+    assert not isinstance(magnitude, nn.Module)
     if _can_merge(layer, x):
-        magnitude = layer.lora_magnitude_vector[name].weight if is_dora else None
         bias = layer.get_base_layer().bias
-        assert not isinstance(magnitude, nn.Module)
         assert not isinstance(bias, nn.Module)
         return nn.functional.linear(x, merged(layer, a, b, scaling, magnitude), bias)
     # Base and adapter see the same inputs, and nobody else has computed the base.
     if not drops and _is_exact(x) and "forward" not in vars(layer.get_base_layer()):
-        result, dtype = _BaseAndAdapter.apply(x.flatten(0, -2), a, b, scaling, layer), x.dtype
-    else:
-        base, reduced = layer.base_layer(x), nn.functional.linear(dropout(x), a)
-        result = torch.addmm(base.flatten(0, -2), reduced.flatten(0, -2), b.T, alpha=scaling)
-        dtype = base.dtype
-    if is_dora:
+        result = _BaseAndAdapter.apply(x.flatten(0, -2), a, b, magnitude, scaling, layer)
+        return result.view(*x.shape[:-1], -1)
+    base, reduced = layer.base_layer(x), nn.functional.linear(dropout(x), a)
+    result = torch.addmm(base.flatten(0, -2), reduced.flatten(0, -2), b.T, alpha=scaling)
+    if magnitude is not None:
         # Liu et al. 2024, equation 5, whose norm is a constant to the gradient (section 4.3). The bias is not
         # scaled: scale * (result - bias) + bias.
-        magnitude, bias = layer.lora_magnitude_vector[name].weight, layer.get_base_layer().bias
-        assert isinstance(magnitude, torch.Tensor)
-        scale = magnitude / weight_norms(layer, a, b, scaling)
+        scale, bias = magnitude / weight_norms(layer, a, b, scaling), layer.get_base_layer().bias
         if isinstance(bias, torch.Tensor):
             result = torch.addcmul(bias - scale * bias, result, scale)
         else:
             result = result * scale
-    return result.to(dtype).view(*x.shape[:-1], -1)
+    return result.to(base.dtype).view(*x.shape[:-1], -1)
 
 
 def _is_exact(x: torch.Tensor) -> bool:
@@ -92,30 +89,50 @@ def _is_exact(x: torch.Tensor) -> bool:
 
 
 class _BaseAndAdapter(torch.autograd.Function):
-    """A frozen layer and its adapter, ``x W' + bias + s (x A') B'``, for inputs ``[tokens, inputs]``.
+    """A frozen layer and its adapter, ``x W' + s (x A') B' + bias``, for inputs ``[tokens, inputs]``.
 
-    The adapter's part is added in place, to the outputs and to the gradient of the inputs, where autograd
-    would copy them.
+    DoRA scales all but the bias by magnitude over norm. What is added or scaled is so in place, outputs and
+    the gradient of the inputs, where autograd would copy and keep them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, layer: LowRankLayer
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        magnitude: torch.Tensor | None,
+        scaling: float,
+        layer: LowRankLayer,
     ) -> torch.Tensor:
         weight, bias, reduced = _weight(layer), layer.get_base_layer().bias, x @ a.T
         assert not isinstance(bias, nn.Module)
-        ctx.save_for_backward(x, a, b, reduced)
         ctx.scaling, ctx.layer = scaling, layer  # whose 4-bit weight is dequantized once more, and not kept
-        return nn.functional.linear(x, weight, bias).addmm_(reduced, b.T, alpha=scaling)
+        if magnitude is None:
+            ctx.save_for_backward(x, a, b, reduced)
+            return nn.functional.linear(x, weight, bias).addmm_(reduced, b.T, alpha=scaling)
+        scale = magnitude / weight_norms(layer, a, b, scaling)
+        outputs = (x @ weight.T).addmm_(reduced, b.T, alpha=scaling)
+        outputs = outputs.mul_(scale) if bias is None else torch.addcmul(bias, outputs, scale, out=outputs)
+        ctx.save_for_backward(x, a, b, reduced, magnitude, scale, outputs)
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, a, b, reduced = ctx.saved_tensors
+        x, a, b, reduced, *of_dora = ctx.saved_tensors
+        of_magnitude = None
+        if of_dora:
+            magnitude, scale, outputs = of_dora
+            of_magnitude = (gradient * outputs).sum(dim=0)
+            if (bias := ctx.layer.get_base_layer().bias) is not None:
+                of_magnitude -= bias * gradient.sum(dim=0)
+            of_magnitude /= magnitude
+            gradient = gradient * scale
         of_reduced = (gradient @ b).mul_(ctx.scaling)
         of_b = (gradient.T @ reduced).mul_(ctx.scaling)
         of_x = (gradient @ _weight(ctx.layer)).addmm_(of_reduced, a) if ctx.needs_input_grad[0] else None
-        return of_x, of_reduced.T @ x, of_b, None, None
+        return of_x, of_reduced.T @ x, of_b, of_magnitude, None, None
 
 
 def _can_merge(layer: LowRankLayer, x: torch.Tensor) -> bool:
