@@ -24,6 +24,7 @@ from orchestrator.rows import Earlier, TrialHistory
 from orchestrator.study_journal import StudyJournal
 from orchestrator.watchdog import Watchdog
 from orchestrator.worker import share
+from trainables.embedded import cache_directory
 
 
 def run_comparison(
@@ -113,6 +114,6 @@ def _show(
     say(f'pandas.read_parquet("{experiment.location}/trials.parquet")')
     if not is_whole:
         raise KeyboardInterrupt
-    page = write_report(results, directory / "report")
+    page = write_report(results, directory / "report", cache_directory())
     say(f"report: {experiment.location}/report/{page.name}")
     return 0 if results.trials.validation_accuracy.notna().any() else 1

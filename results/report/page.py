@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import jinja2
@@ -19,8 +22,13 @@ from results.report.parts import View
 from results.report.sections import ranks_note, ranks_table, write_part
 
 
-def write_report(results: ResultSet, directory: Path) -> Path:
+def write_report(results: ResultSet, directory: Path, cache: Path | None = None) -> Path:
     """Write ``index.html`` and ``figures/*.png`` about one or several experiments.
+
+    Arguments:
+        results: of the experiments.
+        directory: is made, if it is not there.
+        cache: directory of what the next report needs as well, if there is one.
 
     Returns:
         The page.
@@ -28,7 +36,7 @@ def write_report(results: ResultSet, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     views = [View(results.of(name), name) for name in results.trials.experiment.unique()]
     page = directory / "index.html"
-    page.write_text(render_page(results, views), encoding="utf-8")
+    page.write_text(render_page(results, views, cache), encoding="utf-8")
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     for view in views:
@@ -39,7 +47,7 @@ def write_report(results: ResultSet, directory: Path) -> Path:
     return page
 
 
-def render_page(results: ResultSet, views: Sequence[View]) -> str:
+def render_page(results: ResultSet, views: Sequence[View], cache: Path | None) -> str:
     """Return the page as text."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     here = files("results.report")
@@ -52,8 +60,27 @@ def render_page(results: ResultSet, views: Sequence[View]) -> str:
         across_note=ranks_note(across) if len(across) else "",
         style=Markup((here / "style.css").read_text()),
         script=Markup((here / "page.js").read_text()),
-        library=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")),
+        library=Markup(chart_library(cache)),
     )
+
+
+def chart_library(cache: Path | None) -> str:
+    """Return the script that draws the page's charts, which takes a second to put together.
+
+    Arguments:
+        cache: directory in which it is kept for the next page, if there is one.
+    """
+    file = cache / f"charts-{version('vl-convert-python')}.js" if cache else None
+    if file and file.exists():
+        return file.read_text(encoding="utf-8")
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    if file:
+        with suppress(OSError):  # where nothing can be kept, the next page takes its second
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile("w", dir=file.parent, encoding="utf-8", delete=False) as new:
+                new.write(script)
+            Path(new.name).replace(file)
+    return script
 
 
 def study_figures(view: View) -> dict[str, Any]:

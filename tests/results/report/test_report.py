@@ -182,3 +182,16 @@ def test_several_experiments_on_one_page(browser: Browser, made_up: Maker, tmp_p
     ids = opened.page.evaluate("JSON.stringify([...document.querySelectorAll('[id]')].map(e => e.id))")
     assert len(json.loads(ids)) == len(set(json.loads(ids)))
     assert len(list((tmp_path / "figures").iterdir())) == 8
+
+
+def test_the_script_of_the_charts_is_kept_for_the_next_page_where_it_can_be(
+    made_up: Maker, tmp_path: Path
+) -> None:
+    results, cache, blocked = made_up(accuracy={"lora": 0.8}).results(), tmp_path / "cache", tmp_path / "file"
+    page = write_report(results, tmp_path / "first", cache)
+    (kept,) = cache.iterdir()
+    assert kept.read_text() in page.read_text()
+    kept.write_text("kept, as it was")
+    assert "kept, as it was" in write_report(results, tmp_path / "next", cache).read_text()
+    blocked.touch()
+    assert "vegaEmbed" in write_report(results, tmp_path / "last", blocked / "cache").read_text()
