@@ -31,13 +31,13 @@ from benchmarks.inside_trial import SEED, SHARED, TRAINING, Task, take_steps
 from benchmarks.machine import machine
 from orchestrator.cluster import WORKER_ENVIRONMENT
 from trainables.base_model import load_base, load_tokenizer
-from trainables.batches import batches, training_batches
+from trainables.batches import training_batches
 from trainables.data import load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.settings import DataSettings, ModelSettings
 from trainables.training import evaluate
-from trainables.trial import CPU, TrialSpec, set_up
+from trainables.trial import CPU, TrialSpec, evaluation_batches, set_up
 
 SMALL = SHARED / "models" / "gpt2-mini-reviews"
 AS_IT_COMES, AS_WORKERS, MEDIUM = "as it comes", "as workers", "as workers, medium"
@@ -82,7 +82,7 @@ def measure(task: Task, kind: str, steps: int, precision: str) -> Seconds:
         rows = training_batches(task.data.train, TRAINING.batch_size, task.data.pad_token_id, SEED)
         examples = take_steps(trained, islice(rows, steps))
         between = time.perf_counter()
-        split = batches(task.data.validation, TRAINING.evaluation_batch_size, task.data.pad_token_id)
+        split = evaluation_batches(task.data.validation, task.data.pad_token_id, TRAINING, CPU, ALONE)
         evaluate(trained.model, split, task.data.validation.labels, CPU)
         ended = time.perf_counter()
     return Seconds((between - started) / examples, (ended - between) / len(task.data.validation))

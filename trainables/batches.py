@@ -63,24 +63,34 @@ def training_batches(
 
 
 def batches(
-    split: TokenizedSplit, batch_size: int, pad_token_id: int, group: Group = ALONE
+    split: TokenizedSplit,
+    batch_size: int,
+    pad_token_id: int,
+    group: Group = ALONE,
+    most_tokens: float = math.inf,
 ) -> Iterator[Batch]:
     """Yield each example of a split once, longest first, to evaluate it; ranks take turns at the batches.
 
     All ranks get as many: one that has none left gets the first again, with weight 0.
+
+    Arguments:
+        split: its examples.
+        batch_size: examples of a batch at most.
+        pad_token_id: the model's.
+        group: the ranks.
+        most_tokens: of a batch of several examples, padding included.
     """
-    cut = batch_positions(np.diff(split.offsets), batch_size, None)
+    lengths = np.diff(split.offsets)
+    cut = list(_cut_by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_size, most_tokens))
     for number in range(group.rank, math.ceil(len(cut) / group.size) * group.size, group.size):
         positions, weight = (cut[number], 1.0) if number < len(cut) else (cut[0], 0.0)
         yield replace(make_batch(split, positions, pad_token_id), weight=weight)
 
 
 def batch_positions(
-    lengths: NDArray[np.int64], batch_size: int, generator: np.random.Generator | None
+    lengths: NDArray[np.int64], batch_size: int, generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Partition examples into batches of similar lengths; only the last-cut batch may be short."""
-    if generator is None:
-        return _cut(np.argsort(-lengths, kind="stable"), batch_size)
+    """Partition examples into batches of similar lengths, in random order; only one may be short."""
     order = generator.permutation(len(lengths))
     buckets = _cut(order, batch_size * BUCKET_BATCHES)
     cut = [
@@ -111,3 +121,14 @@ def make_batch(split: TokenizedSplit, positions: NDArray[np.int64], pad_token_id
 
 def _cut(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def _cut_by_tokens(
+    positions: NDArray[np.int64], lengths: NDArray[np.int64], size: int, most_tokens: float
+) -> Iterator[NDArray[np.int64]]:
+    """Cut positions, the longest example first, where a batch has ``size`` examples or ``most_tokens``."""
+    start = 0
+    while start < len(positions):
+        fit = max(1, int(min(size, most_tokens / max(1, lengths[positions[start]]))))
+        yield positions[start : start + fit]
+        start += fit

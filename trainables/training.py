@@ -20,6 +20,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from trainables.batches import Batch
 from trainables.errors import DivergedError
+from trainables.methods.low_rank_layers import unchanged_weights
 from trainables.parallel import ALONE, Group, total
 from trainables.settings import TrainingSettings
 
@@ -163,7 +164,8 @@ def evaluate(
     model.eval()
     logits: torch.Tensor | None = None
     try:
-        with torch.no_grad():  # what FSDP gathers in inference mode cannot be trained with after it
+        # Not in inference mode: what FSDP gathers there cannot be trained with after it.
+        with torch.no_grad(), unchanged_weights(model):
             for batch in batches:
                 here = batch.to(device)
                 rows = (features.logits(here, dtype) if features else forward(model, here, dtype)).cpu()

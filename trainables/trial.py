@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters, recompute_activations
-from trainables.batches import batches, training_batches
+from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.errors import DivergedError
@@ -31,6 +31,9 @@ from trainables.stretch import Stretch, train
 from trainables.training import RandomStream, evaluate, make_optimizer
 
 CPU = torch.device("cpu")
+
+CPU_TOKENS = 1024
+"""Of an evaluation batch on a CPU, at most: of more, what one layer hands to the next leaves the cache."""
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What stands in the plain errors of PyTorch's allocator on a CPU, of CUDA itself and of its libraries."""
@@ -145,7 +148,7 @@ def trial_course(
         with evaluating.running():
             scores = evaluate(
                 trained.model,
-                batches(data.validation, settings.evaluation_batch_size, data.pad_token_id, group),
+                evaluation_batches(data.validation, data.pad_token_id, settings, device, group),
                 data.validation.labels,
                 device,
                 dtype,
@@ -220,6 +223,14 @@ def set_up(
     return Trained(model, stepped, optimizer, schedule, stream, device, group), summary
 
 
+def evaluation_batches(
+    split: TokenizedSplit, pad_token_id: int, settings: TrainingSettings, device: torch.device, group: Group
+) -> Iterator[Batch]:
+    """Yield the batches of an evaluation, each small enough for a CPU's cache where that computes them."""
+    most = CPU_TOKENS if device.type == "cpu" else math.inf
+    return batches(split, settings.evaluation_batch_size, pad_token_id, group, most)
+
+
 def judge(
     trained: Trained,
     checkpoint_directory: Path | None,
@@ -238,7 +249,7 @@ def judge(
         elsewhere.get(checkpoint_directory)
     with watch.running():
         load_checkpoint(trained.model, checkpoint_directory)
-        split = batches(test, settings.evaluation_batch_size, pad_token_id, group)
+        split = evaluation_batches(test, pad_token_id, settings, device, group)
         scores = evaluate(trained.model, split, test.labels, device, dtype, group)
     return TestOutcome(
         loss=scores.loss,

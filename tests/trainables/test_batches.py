@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 from hypothesis import given, settings
@@ -65,6 +65,19 @@ def test_ranks_share_every_batch_and_weigh_as_much_as_it(
         # The mean over ranks of weighted means over examples is the mean over the batch's examples.
         means = [part.weight * split.labels[part.positions].mean() for part in parts]
         assert np.isclose(np.mean(means), split.labels[batch.positions].mean())
+
+
+@settings(deadline=None)
+@given(counts=lengths, size=st.integers(1, 32), most=st.integers(1, 200))
+def test_batches_of_an_evaluation_are_as_full_as_may_be(counts: list[int], size: int, most: int) -> None:
+    split = make_split(counts)
+    cut = list(batches(split, size, PAD, most_tokens=most))
+    assert sorted(position for batch in cut for position in batch.positions) == list(range(len(counts)))
+    for batch, after in pairwise(cut):
+        examples, longest = batch.input_ids.shape
+        assert examples == 1 or (examples <= size and batch.input_ids.numel() <= most)
+        assert examples == size or (examples + 1) * longest > most, "one more would have fitted"
+        assert after.input_ids.shape[1] <= longest
 
 
 @settings(deadline=None)

@@ -6,6 +6,9 @@ adds what an adapter gives in passes of their own, and for DoRA it builds the wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +19,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 LowRankLayer = Linear | Linear4bit
+
+KEPT_BYTES = 128_000_000
+"""At most, of the sums of base and update that an evaluation keeps from one batch to the next."""
+
+_SUMS: ContextVar[dict[LowRankLayer, torch.Tensor] | None] = ContextVar("sums", default=None)
+"""The sums that are kept, by layer, while a model is evaluated."""
 
 
 class FastLinear(Linear):
@@ -46,6 +55,21 @@ def speed_up(model: nn.Module) -> None:
                 module.register_buffer("base_squared_norms", squares, persistent=False)
 
 
+@contextmanager
+def unchanged_weights(model: nn.Module) -> Iterator[None]:
+    """Sum each low-rank layer with its base once, while nobody trains, if all the sums are small enough.
+
+    Else they are made for every batch, so that no more than one is there at a time.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LowRankLayer)]
+    size = sum(4 * _numel(layer) for layer in layers)
+    token = _SUMS.set({} if size <= KEPT_BYTES else None)
+    try:
+        yield
+    finally:
+        _SUMS.reset(token)
+
+
 def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor | None:
     """Return a layer's output ``[..., outputs]`` for inputs ``[..., inputs]``.
 
@@ -65,7 +89,13 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     if _can_merge(layer, x):
         bias = layer.get_base_layer().bias
         assert not isinstance(bias, nn.Module)
-        return nn.functional.linear(x, merged(layer, a, b, scaling, magnitude), bias)
+        kept = _SUMS.get()
+        weight = kept.get(layer) if kept is not None else None
+        if weight is None:
+            weight = merged(layer, a, b, scaling, magnitude)
+            if kept is not None:
+                kept[layer] = weight
+        return nn.functional.linear(x, weight, bias)
     # Base and adapter see the same inputs, and nobody else has computed the base.
     if not drops and _is_exact(x) and "forward" not in vars(layer.get_base_layer()):
         result = _BaseAndAdapter.apply(x.flatten(0, -2), a, b, magnitude, scaling, layer)
@@ -138,8 +168,8 @@ class _BaseAndAdapter(torch.autograd.Function):
 def _can_merge(layer: LowRankLayer, x: torch.Tensor) -> bool:
     """Say whether one product with the sum of base and update is the same and cheaper.
 
-    It is built for every call, so that an evaluation holds one layer's sum at a time. That takes fewer passes
-    than the adapter does over more tokens than there are inputs; in bfloat16 the sum would lose the update.
+    That takes fewer passes than the adapter does over more tokens than there are inputs; in bfloat16 the sum
+    would lose the update.
     """
     many = x.numel() > x.shape[-1] ** 2
     return not layer.training and not torch.is_grad_enabled() and many and _is_exact(x)
@@ -162,6 +192,12 @@ def weight_norms(layer: LowRankLayer, a: torch.Tensor, b: torch.Tensor, scaling:
     inner = torch.addmm(_weight(layer) @ a.T, b, a @ a.T, beta=2, alpha=scaling)
     assert isinstance(layer.base_squared_norms, torch.Tensor)
     return torch.sqrt(layer.base_squared_norms + scaling * (b * inner).sum(dim=1))
+
+
+def _numel(layer: LowRankLayer) -> int:
+    assert layer.in_features is not None
+    assert layer.out_features is not None
+    return layer.in_features * layer.out_features
 
 
 def _weight(layer: LowRankLayer) -> torch.Tensor:
