@@ -7,6 +7,8 @@ or, where the worker was still starting, fails its trial with pages of advice; t
 
 from __future__ import annotations
 
+import time
+
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
@@ -14,6 +16,12 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 
 OUT_OF_MEMORY = "ran out of memory"
 """What the error of a worker says that Ray has ended because of the memory of its machine."""
+
+START_AGAIN_SECONDS = 2.0
+"""Between a worker that was lost before it began and the next try: what hindered it may have passed by then.
+
+Without a pause tries take a quarter of a second each, and a moment without memory fails trial after trial.
+"""
 
 _task_failed = RayActorManager._actor_task_failed
 _start_failed = RayActorManager._actor_start_failed
@@ -32,7 +40,10 @@ def _task_failed_or_lost(
 
 
 def _start_failed_or_lost(self: RayActorManager, tracked_actor: TrackedActor, exception: Exception) -> None:
-    _start_failed(self, tracked_actor, _as_death(exception))
+    death = _as_death(exception)
+    if isinstance(death, RayActorError) and not death.actor_init_failed:
+        time.sleep(START_AGAIN_SECONDS)
+    _start_failed(self, tracked_actor, death)
 
 
 def _as_death(exception: Exception) -> Exception:

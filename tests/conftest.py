@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 from s3_server import Proxy, s3_server
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -105,6 +106,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked ``cuda`` where there is no GPU."""
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture
+def much_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Gigabytes: tests that take as much take turns, also in several processes."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "much_memory.lock"):
+        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -148,6 +149,7 @@ def test_a_run_waits_while_its_disk_is_full(
     assert not list(directory.rglob("*.tmp"))
 
 
+@pytest.mark.usefixtures("much_memory")
 def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
     experiment: Path, tmp_path: Path
 ) -> None:
@@ -157,19 +159,36 @@ def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
     threshold = (psutil.virtual_memory().used + 5e9) / psutil.virtual_memory().total
     if threshold > 0.9:
         pytest.skip("needs 12 GB of free memory")
-    done = run(
-        experiment,
-        *settings(f"data.train={rows}", "training.epochs=1", "search.trials=1", "data.max_length=60"),
-        *settings("methods.hungry={kind: full, batch_size: 12000}", "resources.max_failures=1"),
-        *settings("methods.head={batch_size: 500}", "resources.max_concurrent=1"),
-        *("--methods", "hungry,head"),
-        environment={"RAY_memory_usage_threshold": f"{threshold:.3f}"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    with TemporaryDirectory(prefix="ray-") as of_ray:  # its sockets allow no longer name
+        done = run(
+            experiment,
+            *settings(f"data.train={rows}", "training.epochs=1", "search.trials=1", "data.max_length=60"),
+            *settings("methods.hungry={kind: full, batch_size: 12000}", "resources.max_failures=1"),
+            *settings("methods.head={batch_size: 500}", "resources.max_concurrent=1"),
+            *("--methods", "hungry,head"),
+            environment={"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_TMPDIR": of_ray},
+        )
+        [log] = Path(of_ray).glob("ray/session_2*/logs/gcs_server.out")
+        said = log.read_text()[-6000:]
+    assert done.returncode == 0, done.stdout + done.stderr + said
     trials = load(tmp_path / "runs" / "small").trials.set_index("method")
     assert trials.status.to_dict() == {"hungry": "out_of_memory", "head": "completed"}
     assert trials.retries.to_dict() == {"hungry": 1, "head": 0}
     assert "memory" in trials.error["hungry"]
+
+
+def test_workers_that_are_ended_for_memory_while_they_start_say_so(experiment: Path, tmp_path: Path) -> None:
+    done = run(
+        experiment,
+        *settings("search.trials=1", "resources.max_failures=1", "resources.max_concurrent=1"),
+        *("--methods", "head"),
+        environment={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "50"},
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    [row] = load(tmp_path / "runs" / "small").trials.to_dict("records")
+    assert (row["status"], row["retries"]) == ("out_of_memory", 1)
+    assert row["error"].startswith("its machine ran out of memory")
+    assert "no trial finished" in done.stdout
 
 
 RUN_WITH_A_CLOCK_THAT_JUMPS = """

@@ -39,6 +39,7 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     assert again < high - 150e6
 
 
+@pytest.mark.usefixtures("much_memory")
 def test_nf4_makes_gpt2_large_a_sixth_of_its_size() -> None:
     config = GPT2Config(n_embd=1280, n_layer=36, n_head=20, num_labels=2, pad_token_id=0)
     with torch.device("meta"):
