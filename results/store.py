@@ -58,7 +58,7 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
     plain = {table: [_plain(row) for row in rows] for table, rows in record.rows.items()}
     journal = run_directory / "journal"
     journal.mkdir(exist_ok=True)
-    _replace(journal / f"{trial_id}.json", json.dumps(plain, allow_nan=False).encode())
+    replace_file(journal / f"{trial_id}.json", json.dumps(plain, allow_nan=False).encode())
 
 
 def remove_record(run_directory: Path, trial_id: str) -> None:
@@ -135,7 +135,7 @@ class Snapshots:
             if made.num_rows or table != "predictions":
                 sink = pa.BufferOutputStream()
                 pq.write_table(made, sink, compression="zstd")
-                _replace(self._directory / f"{table}.parquet", sink.getvalue())
+                replace_file(self._directory / f"{table}.parquet", sink.getvalue())
 
     def _read(self, file: Path) -> _Journaled:
         if file.stem in self._known and file.stem not in self._changed:
@@ -240,8 +240,12 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, content: Any) -> None:
-    """Write a file beside ``path`` and move it there."""
+def replace_file(path: Path, content: Any) -> None:
+    """Write a file beside ``path`` and move it there: it is whole, or what it was.
+
+    Raises:
+        OSError: if it could not be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

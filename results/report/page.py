@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import jinja2
@@ -20,6 +19,7 @@ from results.loading import ResultSet
 from results.report import charts
 from results.report.parts import View
 from results.report.sections import ranks_note, ranks_table, write_part
+from results.store import replace_file
 
 
 def write_report(results: ResultSet, directory: Path, cache: Path | None = None) -> Path:
@@ -71,15 +71,14 @@ def chart_library(cache: Path | None) -> str:
         cache: directory in which it is kept for the next page, if there is one.
     """
     file = cache / f"charts-{version('vl-convert-python')}.js" if cache else None
-    if file and file.exists():
-        return file.read_text(encoding="utf-8")
+    if file:
+        with suppress(OSError):  # it is not there yet
+            return file.read_text(encoding="utf-8")
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     if file:
         with suppress(OSError):  # where nothing can be kept, the next page takes its second
             file.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", dir=file.parent, encoding="utf-8", delete=False) as new:
-                new.write(script)
-            Path(new.name).replace(file)
+            replace_file(file, script.encode())
     return script
 
 

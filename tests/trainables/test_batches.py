@@ -4,12 +4,15 @@ import math
 from itertools import islice, pairwise
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.batches import batch_positions, batches, training_batches
 from trainables.data import TokenizedSplit
-from trainables.parallel import Group
+from trainables.parallel import ALONE, Group
+from trainables.settings import TrainingSettings
+from trainables.trial import CPU, evaluation_batches
 
 PAD = 0
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300)
@@ -107,3 +110,11 @@ def test_buckets_leave_little_padding() -> None:
     cut = batch_positions(sizes, 16, np.random.default_rng(0))
     padded = sum(len(batch) * sizes[batch].max() for batch in cut)
     assert padded < 1.1 * sizes.sum()
+
+
+def test_a_trial_evaluates_on_a_cpu_in_batches_that_its_cache_holds() -> None:
+    split, trained = make_split([60] * 100), TrainingSettings(learning_rate=1e-3)
+    cut = list(evaluation_batches(split, PAD, trained, CPU, ALONE))
+    assert max(batch.input_ids.numel() for batch in cut) == 1020
+    on_gpu = evaluation_batches(split, PAD, trained, torch.device("cuda"), ALONE)
+    assert [len(batch.positions) for batch in on_gpu] == [64, 36]
