@@ -30,6 +30,8 @@ TAKES_A_TOKEN = (
     "the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
 )
 
+START_TRIES = 3
+
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Of a cluster of one node all addresses may be loopback's."""
 
@@ -91,38 +93,50 @@ def head(
     start = config["head_start_ray_commands"][-1].removeprefix("ulimit -n 65536; ")
     mode, *command = shlex.split(start)
     assert command[:3] == ["ray", "start", "--head"]
-    gcs, dashboard = free_port(), free_port()
     ours = re.compile("--(port|object-manager-port|autoscaling-config)=")
     kept = [part for part in command[3:] if not ours.match(part)]
+    with contextlib.ExitStack() as stack:
+        for number in range(START_TRIES):
+            head = stack.enter_context(started(kept, mode, place, experiment, place / f"start-{number}.log"))
+            if head is not None:
+                break
+        else:
+            pytest.fail("the head ended while it started:\n" + (place / f"start-{number}.log").read_text())
+        yield head
+
+
+@contextlib.contextmanager
+def started(options: list[str], mode: str, place: Path, experiment: Path, log: Path) -> Iterator[Head | None]:
+    """Start the head, and end it in the end; it is None where the head ended by itself.
+
+    Somebody else may take a port between its choice and its use.
+    """
+    gcs, dashboard = free_port(), free_port()
     temporary = f"/tmp/ray-head-{os.getpid()}"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *kept, "--block"),
-            *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
-            *(f"--ray-client-server-port={free_port()}", "--num-cpus=1"),
-        ],
-        env={
-            **os.environ,
-            **dict([mode.split("=")]),
-            **LOOPBACK,
-            "HOME": str(place / "head"),
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options, "--block"),
+                *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
+                *(f"--ray-client-server-port={free_port()}", "--num-cpus=1"),
+                f"--dashboard-agent-listen-port={free_port()}",
+            ],
+            env={**os.environ, **dict([mode.split("=")]), **LOOPBACK, "HOME": str(place / "head")},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + 90
-        while status(f"http://127.0.0.1:{dashboard}/api/version") is None:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
+        while (ended := process.poll()) is None and status(
+            f"http://127.0.0.1:{dashboard}/api/version"
+        ) is None:
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        yield Head(
-            f"127.0.0.1:{gcs}",
-            f"http://127.0.0.1:{dashboard}",
-            place / "visitor",
-            experiment,
-        )
+        if ended is not None:
+            yield None
+            return
+        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", place / "visitor", experiment)
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
