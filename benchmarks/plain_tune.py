@@ -31,6 +31,8 @@ from orchestrator.loading import load_experiment
 TARGETS: Final = ["c_attn", "c_proj", "c_fc"]
 """GPT-2's linear layers."""
 
+EVALUATION_BATCH_SIZE: Final = 64
+
 
 def read(file: str, columns: list[str], count: int | None = None) -> dict[str, list[Any]]:
     """Read a TSV file's texts and labels; the first ``count`` of them."""
@@ -131,7 +133,7 @@ def train(config: dict[str, Any], experiment: Experiment, method: str) -> None:
             output_dir=str(Path(tune.get_context().get_trial_dir()) / "checkpoints"),
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=settings.evaluation_batch_size,
+            per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
             learning_rate=settings.learning_rate,
             warmup_steps=settings.warmup_fraction,
             weight_decay=settings.weight_decay,

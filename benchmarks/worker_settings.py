@@ -76,7 +76,7 @@ def measure(task: Task, kind: str, steps: int, precision: str) -> Seconds:
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(precision)
     spec = TrialSpec(kind, kind, kind, SEED, METHODS[kind].settings(), TRAINING)
-    trained, _ = set_up(spec, task.base, 10 * steps, CPU, ALONE)
+    trained, _ = set_up(spec, task.base, 10 * steps, CPU, ALONE, task.data.train.longest)
     for _ in range(2):
         started = time.perf_counter()
         rows = training_batches(task.data.train, TRAINING.batch_size, task.data.pad_token_id, SEED)

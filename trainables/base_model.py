@@ -26,6 +26,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from trainables.dropout import let_draw_ahead
 from trainables.errors import InputError
 from trainables.last_tokens import last_block, narrow_last_block
 from trainables.settings import ModelSettings
@@ -195,6 +196,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
     model.name_or_path = base.path
     _fuse_activations(model)
     narrow_last_block(model)
+    let_draw_ahead(model)
     return model
 
 

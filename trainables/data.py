@@ -59,6 +59,11 @@ class TokenizedSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(np.diff(self.offsets).max())
+
 
 @dataclass(frozen=True)
 class TokenizedData:

@@ -9,15 +9,15 @@ same.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionInterface, PreTrainedModel
 
-ATTENTION = "sdpa_of_read_tokens"
+from trainables import dropout
+
+ATTENTION = f"{dropout.ATTENTION}_of_read_tokens"
 """What transformers knows :func:`attend` by."""
 
 DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
@@ -35,7 +35,7 @@ def narrow_last_block(model: PreTrainedModel) -> None:
     model.register_forward_hook(_forget, always_call=True)
     mlp.register_forward_pre_hook(_narrow)
     if (attention := last_attention(model)) is not None and model.config._attn_implementation == "sdpa":
-        attend_as(attention, ATTENTION)
+        dropout.attend_as(attention, ATTENTION)
 
 
 def has_last_token_head(model: PreTrainedModel) -> bool:
@@ -66,14 +66,6 @@ def last_attention(model: PreTrainedModel) -> nn.Module | None:
     attention = block.attn
     assert isinstance(attention, nn.Module)
     return attention
-
-
-def attend_as(attention: nn.Module, name: str) -> None:
-    """Have one of a model's attentions computed by what transformers knows by a name."""
-    config = copy(attention.config)
-    assert isinstance(config, PreTrainedConfig)
-    config._attn_implementation = name
-    vars(attention)["config"] = config
 
 
 def last_block(model: PreTrainedModel) -> nn.Module | None:
@@ -119,17 +111,14 @@ def attend(
         attention_mask: [texts, 1, longest, longest], true where a token attends to another; None is to all
             before it and itself.
         read: [texts].
-        options: of ``sdpa_attention_forward``.
+        options: of :func:`trainables.dropout.attend`.
     """
     texts = torch.arange(len(read), device=read.device)
     if attention_mask is None:
         mask = (torch.arange(key.shape[2], device=read.device) <= read[:, None])[:, None, None]
     else:
         mask = attention_mask[texts, :, read][:, :, None]
-    output: torch.Tensor = sdpa_attention_forward(
-        module, query[texts, :, read][:, :, None], key, value, mask, **options
-    )[0]
-    return output
+    return dropout.attend(module, query[texts, :, read][:, :, None], key, value, mask, **options)[0]
 
 
 def _attention(
@@ -142,7 +131,7 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     read = _READ.get()
     if read is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return dropout.attend(module, query, key, value, attention_mask, **options)
     return attend(module, query, key, value, attention_mask, read, **options), None
 
 

@@ -99,7 +99,11 @@ class TrainingDefaults(Settings):
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global L2 norm")
-    evaluation_batch_size: int = Field(64, ge=1, description="examples of an evaluation batch, at most")
+    evaluation_batch_size: int = Field(
+        256,
+        ge=1,
+        description="examples of an evaluation batch, at most; of long texts there are fewer",
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, more time"
     )

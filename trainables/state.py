@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainables.dropout import Masks
 from trainables.errors import DamagedStateError
 from trainables.parallel import Group, of_all_ranks, own_part, whole
 from trainables.training import RandomStream
@@ -48,6 +49,7 @@ class Trained:
     optimizer: AdamW
     schedule: LRScheduler
     stream: RandomStream
+    masks: Masks  # what the model drops in a step
     device: torch.device
     group: Group  # the ranks it is spread over; all of them save and restore together
 

@@ -17,6 +17,7 @@ from trainables.base_model import BaseModel, build_model, own_trainable_paramete
 from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
+from trainables.dropout import draw_ahead
 from trainables.errors import DivergedError
 from trainables.evaluation import Evaluation as Evaluation
 from trainables.evaluation import TestOutcome as TestOutcome
@@ -32,8 +33,12 @@ from trainables.training import RandomStream, evaluate, make_optimizer
 
 CPU = torch.device("cpu")
 
-CPU_TOKENS = 1024
-"""Of an evaluation batch on a CPU, at most: of more, what one layer hands to the next leaves the cache."""
+MOST_TOKENS = {"cpu": 1024, "cuda": 4096}
+"""Of an evaluation batch, at most, by device.
+
+Of more, what one layer hands to the next leaves a CPU's cache, and an evaluation takes more of a GPU's memory
+than training does.
+"""
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What stands in the plain errors of PyTorch's allocator on a CPU, of CUDA itself and of its libraries."""
@@ -133,7 +138,7 @@ def trial_course(
     total_steps = settings.epochs * steps_per_epoch
     stops = evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
     with setup.running():
-        trained, summary = set_up(spec, base, total_steps, device, group)
+        trained, summary = set_up(spec, base, total_steps, device, group, data.train.longest)
         training_data = training_batches(
             data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, group
         )
@@ -204,9 +209,9 @@ def trial_course(
 
 
 def set_up(
-    spec: TrialSpec, base: BaseModel, total_steps: int, device: torch.device, group: Group
+    spec: TrialSpec, base: BaseModel, total_steps: int, device: torch.device, group: Group, longest: int
 ) -> tuple[Trained, ModelSummary]:
-    """Build what a trial trains, and say how large its model is."""
+    """Build what a trial trains on texts of ``longest`` tokens at most, and say how large its model is."""
     stream = RandomStream(spec.seed, device)
     with stream.active():
         model = wrap_base(base, spec.kind, spec.settings, spec.seed)
@@ -220,14 +225,15 @@ def set_up(
     stepped = spread(model, group, device)
     optimizer, schedule = make_optimizer(model, spec.training, total_steps)
     model.train()
-    return Trained(model, stepped, optimizer, schedule, stream, device, group), summary
+    masks = draw_ahead(model, longest)
+    return Trained(model, stepped, optimizer, schedule, stream, masks, device, group), summary
 
 
 def evaluation_batches(
     split: TokenizedSplit, pad_token_id: int, settings: TrainingSettings, device: torch.device, group: Group
 ) -> Iterator[Batch]:
-    """Yield the batches of an evaluation, each small enough for a CPU's cache where that computes them."""
-    most = CPU_TOKENS if device.type == "cpu" else math.inf
+    """Yield the batches of an evaluation, each of no more tokens than are good for the device."""
+    most = MOST_TOKENS[device.type]
     return batches(split, settings.evaluation_batch_size, pad_token_id, group, most)
 
 

@@ -334,7 +334,7 @@ def test_activations_computed_again_give_the_same_curve_and_are_not_kept(
     for again in (False, True):
         spec = replace(spec, training=spec.training.model_copy(update={"gradient_checkpointing": again}))
         points = curve(list(run_trial(spec, data, base, None, device=device)))
-        trained, _ = set_up(spec, base, 10, device, ALONE)
+        trained, _ = set_up(spec, base, 10, device, ALONE, data.train.longest)
         with count_saved() as saved, trained.stream.active():
             forward(trained.model, first_batch(data, device), torch.float32)
         kept[again] = points, sum(saved.values())

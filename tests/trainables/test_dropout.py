@@ -1,0 +1,145 @@
+"""Masks that are drawn ahead drop as PyTorch's dropout does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from decoders import tiny
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+)
+
+from trainables.dropout import LONGEST, Masks, Sort, draw_ahead, let_draw_ahead
+
+P = 0.25
+
+
+def gpt2(**changed: float) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=50,
+        n_positions=32,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        **{"attn_pdrop": P, "embd_pdrop": P, "resid_pdrop": P, **changed},
+    )
+    model = GPT2ForSequenceClassification(config).train()
+    let_draw_ahead(model)
+    return model
+
+
+def texts() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 50, (6, 9), generator=generator)
+    mask = (torch.arange(9) < torch.tensor([9, 4, 1, 7, 6, 9])[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def test_what_is_dropped_is_found() -> None:
+    masks = draw_ahead(gpt2(), 9)
+    assert masks.is_of_use
+    hidden, weights = Sort(P, (None, 32), False), Sort(P, (4, None, None), False)
+    assert masks.counts == {hidden: 1 + 2 * 2, weights: 2}
+
+
+def test_logits_are_in_the_mean_those_of_pytorch() -> None:
+    """Of 400 passes each, whose masks have nothing to do with each other."""
+    means, deviations = [], []
+    for ahead in (False, True):
+        model = gpt2()
+        if ahead:
+            draw_ahead(model, 9)
+        torch.manual_seed(2)
+        with torch.no_grad():
+            logits = torch.stack([model(**texts()).logits for _ in range(400)])
+        means.append(logits.mean(dim=0))
+        deviations.append(logits.std(dim=0))
+    error = (deviations[0].square() + deviations[1].square()).sqrt() / 400**0.5
+    assert ((means[0] - means[1]).abs() < 4.5 * error).all()
+    torch.testing.assert_close(*deviations, rtol=0.2, atol=0)
+    assert deviations[0].min() > 0.01
+
+
+class Wrapped(nn.Module):
+    """Takes texts as a model does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.inner(input_ids[..., None] * self.weight)
+        return result
+
+
+def test_the_share_that_is_dropped_and_what_scales_the_rest() -> None:
+    dropout = nn.Dropout(P)
+    masks = Masks(Wrapped(dropout), 100)
+    torch.manual_seed(3)
+    masks.draw(50, 100, torch.device("cpu"))
+    kept = dropout(torch.ones(50, 100, 8))
+    assert kept.unique().tolist() == [0, pytest.approx(1 / (1 - P))]
+    assert (kept == 0).float().mean() == pytest.approx(P, abs=0.01)
+    assert kept.mean() == pytest.approx(1, abs=0.01)
+    assert dropout.eval()(torch.ones(2, 3, 8)).eq(1).all()
+
+
+def test_gradients_are_those_of_the_same_masks() -> None:
+    """With masks that keep all, it is the model without dropout."""
+    found, expected = gpt2(), gpt2(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    masks = Masks(found, 9)
+    masks.put({sort: torch.ones(n, 1, 6, *sort.sizes(9)) for sort, n in masks.counts.items()})
+    for model in (found, expected):
+        model(**texts()).logits.square().sum().backward()
+    gradients = [{n: one.grad for n, one in model.named_parameters()} for model in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_long_texts_are_left_to_pytorch_where_attention_drops() -> None:
+    masks = draw_ahead(gpt2(), LONGEST + 1)
+    assert masks.counts
+    assert not masks.is_of_use
+    assert draw_ahead(gpt2(attn_pdrop=0.0), LONGEST + 1).is_of_use
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma"])
+def test_a_model_that_drops_nothing_stays_as_it_is(model_type: str) -> None:
+    model = tiny(model_type).train()
+    let_draw_ahead(model)
+    assert not draw_ahead(model, 9).counts
+    assert not model._forward_pre_hooks
+
+
+def test_a_head_that_reads_the_end_of_text_finds_one() -> None:
+    config = BartConfig(
+        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16
+    )
+    config.encoder_attention_heads = config.decoder_attention_heads = 2
+    model = BartForSequenceClassification(config).train()
+    assert not draw_ahead(model, 9).counts, "it drops by no module"
+
+
+def test_attention_without_a_mask_is_causal() -> None:
+    model = gpt2(attn_pdrop=1e-9)
+    draw_ahead(model, 9)
+    whole = {"input_ids": torch.randint(1, 50, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    model.config.resid_pdrop = model.config.embd_pdrop = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    with torch.no_grad():
+        found = model(**whole).logits
+        with sdpa_kernel(SDPBackend.MATH):
+            expected = model.eval()(**whole).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

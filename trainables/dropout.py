@@ -1,0 +1,219 @@
+"""Dropout (Srivastava et al. 2014) whose masks a trial draws for a whole step at once.
+
+PyTorch draws a mask where one is needed. Drawn ahead, masks depend on nothing but the trial's random stream
+and the shape of its batch: trials whose batches go through their base together get the masks that each gets
+alone. A GPU starts one kernel in place of one for each layer, and a CPU draws twice as fast.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+ATTENTION = "sdpa_with_drawn_dropout"
+"""What transformers knows :func:`attend` by."""
+
+LONGEST = 128
+"""Tokens of texts of which attention to all of them needs little memory."""
+
+_TEXTS, _TOKENS = 2, 5
+"""What is passed through a model to find where it drops: any numbers but 1."""
+
+
+@dataclass(frozen=True)
+class Sort:
+    """Masks that are drawn together."""
+
+    p: float  # the share that is dropped
+    shape: tuple[int | None, ...]  # of each text's; None is as many as the batch's longest text has tokens
+    of_adapters: bool  # for what adapters see, not for what the base hands on
+
+    def sizes(self, longest: int) -> tuple[int, ...]:
+        """Return the shape for texts padded to a length."""
+        return tuple(longest if size is None else size for size in self.shape)
+
+
+class Masks:
+    """Where a model drops, and the masks of its present step: zeros, and what scales values that are kept.
+
+    From now on the model drops by these masks while it trains; ``is_of_use`` says whether there are any.
+
+    Arguments:
+        model: in training mode, on its device.
+        longest: tokens of the longest text that it will train on. Where texts are long and their attention
+            drops, the model stays as it is: PyTorch's kernels need not keep a mask of that. So it does where
+            what is dropped is not ``[texts, ...]``.
+    """
+
+    def __init__(self, model: nn.Module, longest: int) -> None:
+        self.counts: Counter[Sort] = Counter()  # in the order in which they are drawn
+        self._sites: defaultdict[nn.Module, list[tuple[Sort, int]]] = defaultdict(list)  # one for each call
+        self._calls: Counter[nn.Module] = Counter()  # in the present step
+        self._drawn: Mapping[Sort, torch.Tensor] = {}
+        self._attention: set[nn.Module] = set()
+        self._is_known = True  # of what texts each value comes that is dropped
+        self._find(model)
+        self.is_of_use = self._is_known and not (self._attention and longest > LONGEST)
+        for module in self._sites if self.is_of_use else ():
+            vars(module)["drop" if module in self._attention else "forward"] = partial(self.drop, module)
+
+    def next_site(self, module: nn.Module) -> tuple[Sort, int]:
+        """Return the sort of the mask that a module needs now, and its number among these."""
+        sites = self._sites[module]
+        call = self._calls[module] % len(sites)  # as often again, where activations are computed again
+        self._calls[module] += 1
+        return sites[call]
+
+    def draw(self, texts: int, longest: int, device: torch.device) -> None:
+        """Draw the masks of a step from torch's present random state."""
+        self.put(
+            {
+                sort: scale(torch.rand((count, 1, texts, *sort.sizes(longest)), device=device), 1 - sort.p)
+                for sort, count in self.counts.items()
+            }
+        )
+
+    def put(self, drawn: Mapping[Sort, torch.Tensor]) -> None:
+        """Take masks ``[count, trials, texts, ...]`` of several trials' texts, one trial behind the other."""
+        self._drawn = drawn
+        self._calls.clear()
+
+    def drop(self, module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+        """Return what is kept of a module's values, ``[trials x texts, ...]``: all, unless it trains."""
+        if not module.training:
+            return values
+        sort, index = self.next_site(module)
+        mask = self._drawn[sort][index]
+        return (values.reshape(mask.shape) * mask).to(values.dtype).reshape(values.shape)
+
+    def _find(self, model: nn.Module) -> None:
+        """Pass a text through the model and note what drops."""
+        watched: list[tuple[nn.Module, str]] = []
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Dropout) and module.p:
+                of_adapters = ".lora_dropout." in name
+                vars(module)["forward"] = partial(self._note, module, module.p, of_adapters)
+                watched.append((module, "forward"))
+            elif str(getattr(vars(module).get("config"), "_attn_implementation", None)).startswith(ATTENTION):
+                vars(module)["note"] = partial(self._note_attention, module)
+                watched.append((module, "note"))
+        device = next(model.parameters()).device
+        is_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+        text = torch.zeros((_TEXTS, _TOKENS), dtype=torch.long, device=device)
+        if isinstance(end := getattr(getattr(model, "config", None), "eos_token_id", None), int):
+            text[:, -1] = end  # where the heads of encoder-decoders read
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            model(input_ids=text, attention_mask=torch.ones_like(text))
+        for module, name in watched:
+            del vars(module)[name]
+
+    def _note_attention(self, module: nn.Module, p: float, weights: torch.Tensor) -> None:
+        self._attention.add(module)
+        self._note(module, p, False, weights)
+
+    def _note(self, module: nn.Module, p: float, of_adapters: bool, values: torch.Tensor) -> torch.Tensor:
+        self._is_known &= len(values) == _TEXTS
+        # Hidden states are [texts, tokens, width], what attention weighs is [texts, heads, tokens, tokens].
+        of_tokens = {3: (1,), 4: (2, 3)}.get(values.ndim, ())
+        sizes = enumerate(values.shape[1:], start=1)
+        shape = tuple(None if place in of_tokens and size == _TOKENS else size for place, size in sizes)
+        sort = Sort(p, shape, of_adapters)
+        self._sites[module].append((sort, self.counts[sort]))
+        self.counts[sort] += 1
+        return values
+
+
+def scale(drawn: torch.Tensor, kept: float | torch.Tensor) -> torch.Tensor:
+    """Make masks of numbers from 0 to 1, in place: a share ``kept`` of them is 1 / kept, the others are 0."""
+    return drawn.lt_(kept).div_(kept)
+
+
+def draw_ahead(model: nn.Module, longest: int) -> Masks:
+    """Have a model draw its masks when the forward pass of a training step begins, in place, if of use.
+
+    Arguments:
+        model: in training mode, on its device.
+        longest: tokens of the longest text that it will train on.
+    """
+    masks = Masks(model, longest)
+
+    def draw(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if model.training:
+            input_ids: torch.Tensor = options["input_ids"]
+            texts, longest = input_ids.shape
+            masks.draw(texts, longest, input_ids.device)
+
+    if masks.counts and masks.is_of_use:
+        model.register_forward_pre_hook(draw, with_kwargs=True)
+    return masks
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute attention, as PyTorch does it but where a module drops by masks that were drawn ahead.
+
+    Arguments and result are those of transformers' ``sdpa_attention_forward``; a mask is true where a token
+    attends to another.
+    """
+    drop, note = vars(module).get("drop"), vars(module).get("note")
+    if not dropout or (drop is None and note is None) or options.get("position_bias") is not None:
+        common: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **common, **options
+        )
+        return output
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    weights = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal and query.shape[2] > 1:
+        attention_mask = torch.ones(weights.shape[2:], dtype=torch.bool, device=weights.device).tril()
+    if attention_mask is not None:
+        weights = weights.masked_fill(~attention_mask, -torch.inf)
+    weights = weights.softmax(dim=-1)
+    if drop is not None:
+        weights = drop(weights)
+    elif note is not None:
+        note(dropout, weights)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def attend_as(attention: nn.Module, name: str) -> None:
+    """Have one of a model's attentions computed by what transformers knows by a name."""
+    config = copy(attention.config)
+    assert isinstance(config, PreTrainedConfig)
+    config._attn_implementation = name
+    vars(attention)["config"] = config
+
+
+def let_draw_ahead(model: PreTrainedModel) -> None:
+    """Have a model's attentions computed by :func:`attend`, in place."""
+    for module in model.modules():
+        is_attention = type(module).__name__.endswith("Attention")
+        if is_attention and getattr(vars(module).get("config"), "_attn_implementation", None) == "sdpa":
+            attend_as(module, ATTENTION)
+
+
+AttentionInterface.register(ATTENTION, attend)
