@@ -33,8 +33,8 @@ from trainables.trial import TrialSpec
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names of methods begin names of files."""
 
-GPU_PACK = 8
-"""Trials in a pack on a GPU where it is for us to say. Kernels saved are why; it was never run on one."""
+GPU_PACK = 16
+"""Trials in a pack on a GPU where it is for us to say: more gain little (benchmarks/results/packing.md)."""
 
 DEFAULT_METHODS = ("head", "full", "lora", "dora", "qlora")
 

@@ -1,38 +1,35 @@
 """One forward pass through a frozen base for the batches of several trials, each with its own adapters.
 
-Batches lie one behind the other as one row of tokens, ``[1, tokens, width]``. What treats each token alone
-(linear layers, norms, activations) runs once over all of them. What does not is done trial by trial, on the
-shapes that the trial has alone: attention, dropout, which draws from the trial's own random stream, and the
-adapters, by PEFT's own code. So every trial gets what it would get alone, but for rounding.
+Batches lie one behind the other as one, ``[trials x texts, tokens]``, each filled up to the most texts and
+the longest text. What a trial trains lies in stacks (:mod:`trainables.stacks`), so that its adapters and head
+are a product for all trials, and dropout keeps of each trial's values what it keeps of them alone
+(:mod:`trainables.dropout`). So every trial gets what it would get alone, but for rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
-from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model
+from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model, head_modules
 from trainables.batches import Batch
-from trainables.last_tokens import attend, attend_as, last_attention, last_mlp, read_tokens, take_read
+from trainables.dropout import Masks, Sort, scale
+from trainables.methods.low_rank_layers import LowRankLayer
+from trainables.stacked_layers import AdaptedLinear, OwnLinear, StackedAdapters
+from trainables.stacks import Stacks
 from trainables.state import Trained
-from trainables.training import forward, keep_random_state
 
-ATTENTION = "each_trial_apart"
-"""What transformers knows our attention and our masks by."""
-LAST_ATTENTION = "each_trial_apart_of_read_tokens"
-"""The same for the attention of a last block of whose outputs only read tokens are needed."""
+IGNORED = -100
+"""The label of a text that only fills a batch up."""
 
 
 class NotTogetherError(Exception):
@@ -44,94 +41,72 @@ class Guest:
     """A trial whose base is computed together with that of others."""
 
     trained: Trained
-    base: nn.Module  # of its own model, adapters included
-    linear: Mapping[str, nn.Module]  # the base's linear layers, without adapters
-    adapted: Mapping[str, nn.Module]  # those that have adapters, as PEFT has wrapped them
-    draws: frozenset[str]  # adapted layers that draw random numbers
+    linear: Mapping[str, nn.Module]  # the frozen linear layers of its base, without adapters
+    adapted: Mapping[str, LowRankLayer]  # those that have adapters, as PEFT has wrapped them
+    own: Mapping[str, nn.Parameter]  # what it trains, by the names of their stacks
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Guests of one kind can share a pass: the same layers, and gradients in all of them or in none."""
-        return (*(type(layer) for layer in self.linear.values()), bool(self.adapted))
+        """Guests of one kind can share a pass: the same layers have adapters, of which all or none drop."""
+        drops = any(sort.of_adapters for sort in self.trained.masks.counts)
+        return (*(type(layer) for layer in self.linear.values()), *self.adapted, drops)
+
+    def scaling(self, name: str) -> float:
+        """Return what an adapter's update is multiplied by."""
+        (scaling,) = self.adapted[name].scaling.values()
+        return float(scaling)
 
 
 def make_guest(trained: Trained) -> Guest:
     """Find the parts of a trial's model.
 
     Raises:
-        NotTogetherError: if it trains more of the base than adapters of linear layers.
+        NotTogetherError: if it trains more than low-rank adapters of linear layers and a head of such layers.
     """
-    whole = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
+    model = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
     if trained.stepped is not trained.model:
         raise NotTogetherError("several processes train it")
-    if not isinstance(whole, PreTrainedModel) or whole.config._attn_implementation != "sdpa":
-        raise NotTogetherError("its attention is not PyTorch's scaled_dot_product_attention")
-    if whole.is_activation_checkpointing:
+    assert isinstance(model, PreTrainedModel)
+    if model.is_activation_checkpointing:
         raise NotTogetherError("it computes activations again in the backward pass")
-    base = whole.base_model
-    linear: dict[str, nn.Module] = {}
-    adapted: dict[str, nn.Module] = {}
-    for name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer) and isinstance(layer := module.get_base_layer(), LINEAR_LAYERS):
-            assert isinstance(module, nn.Module)
-            linear[name], adapted[name] = layer, module
+    if trained.masks.counts and not trained.masks.is_of_use:
+        raise NotTogetherError("what it drops of each text cannot be drawn ahead")
+    frozen: dict[str, nn.Module] = {}
+    adapted: dict[str, LowRankLayer] = {}
+    own: dict[str, nn.Parameter] = {}
+    for name, module in model.base_model.named_modules(prefix=model.base_model_prefix):
+        if isinstance(module, LowRankLayer):
+            frozen[name], adapted[name] = module.get_base_layer(), module
+            own |= _of_adapter(name, module)
         elif isinstance(module, LINEAR_LAYERS) and not any(name.startswith(f"{one}.") for one in adapted):
-            linear[name] = module
-    of_adapters = {id(parameter) for layer in adapted.values() for parameter in layer.parameters()}
-    if any(one.requires_grad and id(one) not in of_adapters for one in base.parameters()):
-        raise NotTogetherError("it trains weights of the base itself")
-    return Guest(trained, base, linear, adapted, frozenset(n for n, one in adapted.items() if _draws(one)))
+            frozen[name] = module
+    for name, module in head_modules(model).items():
+        head = module
+        if isinstance(module, ModulesToSaveWrapper):
+            (adapter,) = module.active_adapters
+            head = module.modules_to_save[adapter]
+        for inner, layer in head.named_modules(prefix=name):
+            if isinstance(layer, nn.Linear):
+                own |= {f"{inner}.{key}": one for key, one in layer.named_parameters(recurse=False)}
+    known = {id(one) for one in own.values()}
+    if any(one.requires_grad and id(one) not in known for one in model.parameters()):
+        raise NotTogetherError("it trains weights of the base itself, or others than of linear layers")
+    return Guest(trained, frozen, adapted, own)
 
 
-def _draws(module: nn.Module) -> bool:
-    return any(isinstance(one, nn.Dropout) and one.p > 0 for one in module.modules())
-
-
-@dataclass
-class _Joint:
-    """The batches of a pass, and whose random stream torch draws from."""
-
-    guests: Sequence[Guest]
-    batches: Sequence[Batch]
-    pad_token_id: int
-    _drawing: Guest | None = None
-
-    @cached_property
-    def read(self) -> list[torch.Tensor]:
-        """The token of each text that its head reads, ``[examples]`` of each batch."""
-        return [read_tokens(batch.input_ids, self.pad_token_id) for batch in self.batches]
-
-    def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Cut ``[1, tokens, ...]`` into each trial's ``[examples, longest, ...]``.
-
-        Where there is only the token of each text that the head reads, longest is 1.
-        """
-        shapes = [batch.input_ids.shape for batch in self.batches]
-        if tensor.shape[1] < sum(shape.numel() for shape in shapes):
-            shapes = [torch.Size((examples, 1)) for examples, _ in shapes]
-        parts = tensor.split([shape.numel() for shape in shapes], dim=1)
-        return [part.reshape(*shape, *tensor.shape[2:]) for part, shape in zip(parts, shapes, strict=True)]
-
-    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Undo :meth:`split`."""
-        return torch.cat([part.reshape(1, -1, *part.shape[2:]) for part in parts], dim=1)
-
-    def draw_as(self, guest: Guest | None) -> None:
-        """Have torch draw from a trial's random stream."""
-        if self._drawing is guest:
-            return
-        if self._drawing is not None:
-            self._drawing.trained.stream.leave()
-        if guest is not None:
-            guest.trained.stream.enter()
-        self._drawing = guest
-
-
-_JOINT: ContextVar[_Joint] = ContextVar("joint")
+def _of_adapter(name: str, layer: LowRankLayer) -> dict[str, nn.Parameter]:
+    (adapter,) = layer.active_adapters
+    own: dict[str, Any] = {
+        f"{name}.a": layer.lora_A[adapter].weight,
+        f"{name}.b": layer.lora_B[adapter].weight,
+    }
+    if layer.lora_variant:
+        own[f"{name}.magnitude"] = layer.lora_magnitude_vector[adapter].weight
+    return own
 
 
 class SharedBase:
-    """A base that computes the batches of guests of one kind in one pass.
+    """A base that computes the batches of guests of one kind in one pass, and trains them.
 
     Arguments:
         base: the base model's weights.
@@ -139,187 +114,169 @@ class SharedBase:
     """
 
     def __init__(self, base: BaseModel, first: Guest) -> None:
-        model = build_model(base, seed=0)
-        nn.Module.to(model, first.trained.device).requires_grad_(False)
-        model.set_attn_implementation(ATTENTION)
-        if model.config._attn_implementation != ATTENTION:
-            raise NotTogetherError("its attention cannot be replaced")
-        self._base: nn.Module = model.base_model.train()
-        pooler = getattr(self._base, "pooler", None)
-        self._pad_token_id = model.config.pad_token_id
-        last = last_mlp(model)
-        if (attention := last_attention(model)) is not None:
-            attend_as(attention, LAST_ATTENTION)
-            attention.register_forward_hook(_give_to_all)
-        for name, module in self._base.named_modules():
-            if module is pooler:
-                # It sees one vector of each text, not of each token, so each trial's own does its work.
-                vars(module)["forward"] = lambda hidden: None
-            elif isinstance(module, LINEAR_LAYERS):
-                vars(module)["forward"] = partial(_linear, name, first.linear[name])
-            elif isinstance(module, nn.Dropout):
-                vars(module)["forward"] = partial(_dropout, module)
-            elif last is not None and module is last:
-                vars(module)["forward"] = partial(_last_mlp, module)
+        self._device = first.trained.device
+        self._model = build_model(base, seed=0)
+        nn.Module.to(self._model, self._device).requires_grad_(False)
+        self._model.train()
+        self._masks = Masks(self._model, longest=1)  # guests drop by masks, or not at all
+        self._guests: list[Guest] = []  # by the row of their stacks
+        self._stacks = Stacks({}, 0, self._device)
+        self._of_adapters: dict[tuple[int | None, ...], torch.Tensor] = {}  # the present step's masks
+        self._generator = torch.Generator(self._device)
+        self._pad_token_id: int = self._model.config.pad_token_id
+        self._adapters: dict[str, StackedAdapters] = {}  # of these guests, by layer
+        self._anchor = torch.zeros((), device=self._device, requires_grad=True)
+        heads = tuple(f"{name}." for name in head_modules(self._model))
+        for name, module in self._model.named_modules():
+            if name in first.linear:
+                vars(module)["forward"] = partial(self._linear, name, first.linear[name])
+            elif isinstance(module, nn.Linear) and f"{name}.".startswith(heads):
+                vars(module)["forward"] = partial(self._head, name)
 
-    def logits(
-        self, guests: Sequence[Guest], batches: Sequence[Batch], dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """Return what :func:`forward` returns for each trial and its batch, dropout included.
+    @property
+    def guests(self) -> Sequence[Guest]:
+        """Those that are here, in the order in which :meth:`losses` takes their batches."""
+        return tuple(self._guests)
+
+    def host(self, guests: Sequence[Guest]) -> None:
+        """Have these guests here and no others: those that leave get what they have trained."""
+        for guest in self.guests:
+            if not any(guest is one for one in guests):
+                self.let_go(guest)
+        coming = [guest for guest in guests if not any(guest is one for one in self._guests)]
+        shapes = [{name: tuple(one.shape) for name, one in guest.own.items()} for guest in coming]
+        enough = len(guests) <= self._stacks.rows and all(self._stacks.fits(one) for one in shapes)
+        if coming and not enough:
+            coming = list(guests)
+            for guest in self.guests:
+                self.let_go(guest)
+            shapes = [{name: tuple(one.shape) for name, one in guest.own.items()} for guest in coming]
+            rows = 1 << (len(guests) - 1).bit_length()  # with room for some that come later
+            self._stacks = Stacks(_largest([self._stacks.shapes, *shapes]), rows, self._device)
+        self._adapters = {} if coming else self._adapters
+        for guest in coming:
+            self._stacks.take_in(guest.trained, guest.own)
+            self._guests.append(guest)
+
+    def let_go(self, guest: Guest) -> None:
+        """Give a guest what it has trained, if it is here; the last one takes its place."""
+        for row, one in enumerate(self._guests):
+            if one is guest:
+                self._stacks.take_out(guest.trained)
+                self._adapters = {}
+                self._guests[row] = self._guests[-1]
+                self._guests.pop()
+                if not self._guests:
+                    self._stacks = Stacks({}, 0, self._device)
+                return
+
+    def losses(self, batches: Sequence[Batch], dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return each guest's logits, and their mean losses ``[guests]``, dropout included.
+
+        Each one's random stream is drawn from.
 
         Arguments:
-            guests: of one kind; each one's random stream is drawn from.
-            batches: one of each, on the trials' device.
+            batches: of each guest.
             dtype: to compute in.
-
-        Raises:
-            NotTogetherError: if the architecture does not allow it.
         """
-        joint = _Joint(guests, batches, self._pad_token_id)
-        device = batches[0].input_ids.device
-        rows = [batch.input_ids.shape for batch in batches]
-        positions = [torch.arange(longest, device=device).repeat(examples) for examples, longest in rows]
-        tokens = torch.cat([batch.input_ids.reshape(-1) for batch in batches])[None]
-        token = _JOINT.set(joint)
-        try:
-            with (
-                keep_random_state(device),
-                torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16),
-                torch.set_grad_enabled(any(guest.adapted for guest in guests)),
-            ):
-                output = self._base(
-                    input_ids=tokens,
-                    attention_mask=torch.ones_like(tokens),
-                    position_ids=torch.cat(positions)[None],
-                    use_cache=False,
-                )
-                joint.draw_as(None)
-        finally:
-            _JOINT.reset(token)
-        if [name for name, value in output.items() if value is not None] != ["last_hidden_state"]:
-            raise NotTogetherError("its base returns more than a vector per token")
-        return [
-            _head(guest, batch, type(output)(last_hidden_state=hidden), dtype)
-            for guest, batch, hidden in zip(
-                guests, batches, joint.split(output.last_hidden_state), strict=True
-            )
-        ]
+        trials, texts = len(batches), max(len(batch.labels) for batch in batches)
+        longest = max(batch.input_ids.shape[1] for batch in batches)
+        ids = torch.full((trials, texts, longest), self._pad_token_id)
+        mask = torch.zeros_like(ids)
+        mask[:, :, 0] = 1  # a text that only fills up attends to itself
+        labels = torch.full((trials, texts), IGNORED)
+        for row, batch in enumerate(batches):
+            count, length = batch.input_ids.shape
+            ids[row, :count, :length] = batch.input_ids
+            mask[row, :count, :length] = batch.attention_mask
+            labels[row, :count] = batch.labels
+        self._draw(batches, texts, longest)
+        ids, mask, labels = (one.to(self._device, non_blocking=True) for one in (ids, mask, labels))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            whole = self._model(input_ids=ids.flatten(0, 1), attention_mask=mask.flatten(0, 1)).logits.float()
+        each = cross_entropy(whole, labels.flatten(), reduction="none", ignore_index=IGNORED)
+        shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches])
+        losses = each.view(trials, texts).sum(dim=1) * shares.to(self._device)
+        logits = whole.detach().unflatten(0, (trials, texts))
+        return [own[: len(batch.labels)] for own, batch in zip(logits, batches, strict=True)], losses
 
+    def step(self, losses: torch.Tensor, max_gradient_norms: Sequence[float]) -> None:
+        """Take each guest's optimizer step on its loss."""
+        # The base is frozen: no gradient of one trial's loss reaches what another trains.
+        losses.sum().backward()
+        self._stacks.step(max_gradient_norms)
 
-def _head(guest: Guest, batch: Batch, output: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Run a trial's own model, with its base's output known already."""
-    with guest.trained.stream.active():
-        if (pooler := getattr(guest.base, "pooler", None)) is not None:
-            output["pooler_output"] = pooler(output.last_hidden_state)
-        with _answering(guest.base, output):
-            return forward(guest.trained.model, batch, dtype)
+    def _draw(self, batches: Sequence[Batch], texts: int, longest: int) -> None:
+        """Draw each guest's masks from its own stream, as it does alone."""
+        drawn: dict[Sort, torch.Tensor] = {}
+        kept: dict[Sort, torch.Tensor] = {}
+        for row, (guest, batch) in enumerate(zip(self._guests, batches, strict=True)):
+            stream, own_texts, own_longest = guest.trained.stream, *batch.input_ids.shape
+            self._generator.set_state(stream.state[self._device.type])
+            for sort, count in guest.trained.masks.counts.items():
+                key = Sort(0, sort.shape, True) if sort.of_adapters else sort
+                if key not in drawn:
+                    sizes = (len(batches), count, texts, *sort.sizes(longest))
+                    drawn[key] = torch.zeros(sizes, device=self._device)
+                    kept[key] = torch.ones((len(batches), *(1 for _ in sizes[1:])))
+                kept[key][row] = 1 - sort.p
+                place, size = drawn[key][row], (count, own_texts, *sort.sizes(own_longest))
+                if place.shape == size:
+                    place.uniform_(generator=self._generator)
+                else:
+                    values = torch.rand(size, device=self._device, generator=self._generator)
+                    place[tuple(slice(one) for one in size)] = values
+            stream.state = {**stream.state, self._device.type: self._generator.get_state()}
+        for key, masks in drawn.items():
+            scale(masks, kept[key].to(self._device, non_blocking=True) if key.of_adapters else 1 - key.p)
+            drawn[key] = masks.transpose(0, 1).contiguous()  # drawn by trial, used by place
+        self._masks.put(drawn)
+        self._guests[0].trained.masks.put({})  # it says whose turn it is among adapters
+        self._of_adapters = {key.shape: masks for key, masks in drawn.items() if key.of_adapters}
 
+    def _linear(self, name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """Compute a linear layer of the base and each guest's adapter, if they have one."""
+        if name not in self._guests[0].adapted:
+            result: torch.Tensor = layer(inputs)
+            return result
+        rows = inputs.reshape(len(self._guests), -1, inputs.shape[-1])
+        dropped = self._drop(name, inputs)
+        if name not in self._adapters:
+            self._adapters[name] = self._find_adapters(name)
+        result = AdaptedLinear.apply(self._anchor, rows, dropped, layer, self._adapters[name])
+        return result.view(*inputs.shape[:-1], -1)
 
-@contextmanager
-def _answering(module: nn.Module, output: Any) -> Iterator[None]:
-    """Have a module answer with what was computed already."""
-    vars(module)["forward"] = lambda *arguments, **options: output
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
+    def _drop(self, name: str, inputs: torch.Tensor) -> torch.Tensor | None:
+        """Return what adapters see of their inputs, ``[guests, tokens, inputs]``, if that is not all."""
+        if not self._of_adapters:
+            return None
+        (dropout,) = self._guests[0].adapted[name].lora_dropout.values()
+        sort, index = self._guests[0].trained.masks.next_site(dropout)
+        mask = self._of_adapters[sort.shape][index]
+        return (inputs.reshape(mask.shape) * mask).to(inputs.dtype).flatten(1, -2)
 
-
-def _linear(name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Compute a linear layer for all tokens, and each trial's adapters for its own."""
-    joint = _JOINT.get()
-    # Not layer(inputs): it may belong to a guest, where another answer is put in its place below.
-    result: torch.Tensor = type(layer).forward(layer, inputs)
-    if not any(name in guest.adapted for guest in joint.guests):
-        return result
-    parts = []
-    for guest, own, known in zip(joint.guests, joint.split(inputs), joint.split(result), strict=True):
-        adapted = guest.adapted.get(name)
-        if adapted is None:
-            parts.append(known)
-            continue
-        if name in guest.draws:
-            joint.draw_as(guest)
-        with _answering(guest.linear[name], known):
-            parts.append(adapted(own))
-    return joint.join(parts)
-
-
-def _last_mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Compute the last MLP of the tokens that heads read, as it is computed of a trial alone."""
-    joint = _JOINT.get()
-    read = zip(joint.split(hidden), joint.read, strict=True)
-    return _for_all(type(mlp).forward(mlp, joint.join([take_read(own, its) for own, its in read])))
-
-
-def _give_to_all(
-    module: nn.Module, arguments: object, output: tuple[torch.Tensor, None]
-) -> tuple[torch.Tensor, None]:
-    """Have the last block add what its attention made of the read tokens to all tokens."""
-    return _for_all(output[0]), None
-
-
-def _for_all(result: torch.Tensor) -> torch.Tensor:
-    """Make ``[1, texts, width]``, of the read tokens, to ``[1, tokens, width]``."""
-    joint = _JOINT.get()
-    texts = zip(joint.split(result), joint.batches, strict=True)
-    return joint.join([own.expand(-1, batch.input_ids.shape[1], -1) for own, batch in texts])
-
-
-def _dropout(module: nn.Dropout, inputs: torch.Tensor) -> torch.Tensor:
-    """Drop each trial's values as it would alone."""
-    if not module.p:
-        return inputs
-    joint = _JOINT.get()
-    parts = []
-    for guest, own in zip(joint.guests, joint.split(inputs), strict=True):
-        joint.draw_as(guest)
-        parts.append(nn.Dropout.forward(module, own))
-    return joint.join(parts)
-
-
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Sequence[torch.Tensor | None],
-    dropout: float = 0.0,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Let each trial's tokens attend to each other; tensors are ``[1, heads, tokens, width]``."""
-    joint = _JOINT.get()
-    is_last = module.config._attn_implementation == LAST_ATTENTION  # type: ignore[union-attr]
-    each = [joint.split(tensor.transpose(1, 2)) for tensor in (query, key, value)]
-    parts = []
-    for guest, read, mask, *tensors in zip(joint.guests, joint.read, attention_mask, *each, strict=True):
-        if dropout:
-            joint.draw_as(guest)
-        q, k, v = (tensor.transpose(1, 2) for tensor in tensors)
-        parts.append(
-            attend(module, q, k, v, mask, read, dropout=dropout, **options)
-            if is_last
-            else sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, **options)[0]
+    def _find_adapters(self, name: str) -> StackedAdapters:
+        scaling = torch.tensor([guest.scaling(name) for guest in self._guests])
+        is_dora = [f"{name}.magnitude" in guest.own for guest in self._guests]
+        norms = [layer for guest in self._guests if (layer := guest.adapted[name]).lora_variant]
+        return StackedAdapters(
+            self._stacks,
+            name,
+            scaling.to(self._device, non_blocking=True)[:, None, None],
+            torch.tensor(is_dora).to(self._device, non_blocking=True)[:, None] if any(is_dora) else None,
+            norms[0].base_squared_norms if norms else None,  # type: ignore[arg-type]
         )
-    return joint.join(parts), None
+
+    def _head(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Compute each guest's own linear layer."""
+        rows = inputs.reshape(len(self._guests), -1, inputs.shape[-1])
+        result: torch.Tensor = OwnLinear.apply(self._anchor, rows, self._stacks, name)
+        return result.view(*inputs.shape[:-1], -1)
 
 
-def _masks(attention_mask: torch.Tensor | None, **options: Any) -> tuple[torch.Tensor | None, ...]:
-    """Make each trial's mask as transformers makes it for the trial alone."""
-    return tuple(
-        sdpa_mask(
-            **{
-                **options,
-                "batch_size": batch.input_ids.shape[0],
-                "q_length": batch.input_ids.shape[1],
-                "kv_length": batch.input_ids.shape[1],
-                "attention_mask": batch.attention_mask.to(torch.bool),
-            }
-        )
-        for batch in _JOINT.get().batches
-    )
-
-
-for _name in (ATTENTION, LAST_ATTENTION):
-    AttentionInterface.register(_name, _attention)
-AttentionMaskInterface.register(ATTENTION, _masks)
+def _largest(all_shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+    largest: dict[str, tuple[int, ...]] = {}
+    for shapes in all_shapes:
+        for name, shape in shapes.items():
+            largest[name] = tuple(map(max, shape, largest.get(name, shape)))
+    return largest

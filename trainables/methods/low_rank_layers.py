@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit as BaseLinear4bit
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.lora.layer import Linear
 from torch import nn
 from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 LowRankLayer = Linear | Linear4bit
 
@@ -159,10 +161,14 @@ class _BaseAndAdapter(torch.autograd.Function):
                 of_magnitude -= bias * gradient.sum(dim=0)
             of_magnitude /= magnitude
             gradient = gradient * scale
-        of_reduced = (gradient @ b).mul_(ctx.scaling)
-        of_b = (gradient.T @ reduced).mul_(ctx.scaling)
+        of_reduced, of_b = _product(gradient, b, ctx.scaling), _product(gradient.T, reduced, ctx.scaling)
         of_x = (gradient @ _weight(ctx.layer)).addmm_(of_reduced, a) if ctx.needs_input_grad[0] else None
         return of_x, of_reduced.T @ x, of_b, of_magnitude, None, None
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return ``factor * left @ right`` in one pass, or on a GPU one kernel."""
+    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=factor)
 
 
 def _can_merge(layer: LowRankLayer, x: torch.Tensor) -> bool:
@@ -202,9 +208,14 @@ def _numel(layer: LowRankLayer) -> int:
 
 def _weight(layer: LowRankLayer) -> torch.Tensor:
     """Return the base's weight, ``[outputs, inputs]``, dequantized."""
-    weight = layer.get_base_layer().weight
+    return weight_of(layer.get_base_layer())
+
+
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """Return the weight of a linear layer, ``[outputs, inputs]``, dequantized."""
+    weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    if isinstance(layer, Linear4bit):
-        state: Any = layer.get_base_layer().quant_state
+    if isinstance(layer, BaseLinear4bit):
+        state: Any = layer.quant_state
         return dequantize_4bit(weight, state)
-    return weight.T if layer.fan_in_fan_out else weight
+    return weight.T if isinstance(layer, Conv1D) else weight
