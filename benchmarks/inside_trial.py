@@ -1,6 +1,6 @@
 """How fast one trial trains, against the HF Trainer and against what the machine's cores can do.
 
-Examples per second of training, 1 thread, of a pretrained GPT-2 on SST-2: our loop, the HF Trainer as one
+Examples per second of training, 1 thread or a GPU, of a GPT-2 on SST-2: our loop, the HF Trainer as one
 writes it (``DataCollatorWithPadding``, batches of any lengths), and the HF Trainer on exactly our batches,
 which tells what the batches give from what the loop gives. All three train the same examples in batches of
 the same size, in turns, so that a noisy machine is noisy for all::
@@ -45,6 +45,7 @@ from benchmarks.plain_tune import TARGETS
 from trainables.base_model import BaseModel, load_base, load_tokenizer
 from trainables.batches import Batch, batch_positions, training_batches
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
+from trainables.measure import synchronize
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
@@ -65,6 +66,7 @@ class Task:
     data: TokenizedData
     tokenizer: PreTrainedTokenizerBase
     base: BaseModel
+    device: torch.device = CPU
 
     @property
     def steps(self) -> int:
@@ -75,12 +77,14 @@ class Task:
 def our_seconds(task: Task, kind: str) -> float:
     """Train an epoch as a trial does, and return its seconds."""
     spec = TrialSpec(kind, kind, kind, SEED, METHODS[kind].settings(), TRAINING)
-    trained, _ = set_up(spec, task.base, 10 * task.steps, CPU, ALONE)
+    trained, _ = set_up(spec, task.base, 10 * task.steps, task.device, ALONE, task.data.train.longest)
     data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
     take_steps(trained, islice(data, 2))
     data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
+    synchronize(task.device)
     started = time.perf_counter()
     take_steps(trained, islice(data, task.steps))
+    synchronize(task.device)
     return time.perf_counter() - started
 
 
@@ -90,7 +94,11 @@ def take_steps(trained: Trained, batches: Iterable[Batch]) -> int:
     with trained.stream.active():
         for batch in batches:
             train_step(
-                trained.stepped, batch, trained.optimizer, trained.schedule, TRAINING.max_gradient_norm
+                trained.stepped,
+                batch.to(trained.device),
+                trained.optimizer,
+                trained.schedule,
+                TRAINING.max_gradient_norm,
             )
             examples += batch.size
     return examples
@@ -112,9 +120,11 @@ class Watch(TrainerCallback):
     started = seconds = 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        synchronize(args.device)
         self.started = time.perf_counter()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        synchronize(args.device)
         self.seconds = time.perf_counter() - self.started
 
 
@@ -174,7 +184,7 @@ def trainer_seconds(task: Task, kind: str, batches: list[list[int]] | None) -> f
                 max_grad_norm=TRAINING.max_gradient_norm,
                 save_strategy="no",
                 seed=SEED,
-                use_cpu=True,
+                use_cpu=task.device.type == "cpu",
                 report_to="none",
                 disable_tqdm=True,
             ),
@@ -207,7 +217,7 @@ def flops_per_example(task: Task, kind: str) -> float:
         torch.ops.bitsandbytes.gemm_4bit: _gemm_4bit_flops,
     }
     spec = TrialSpec(kind, kind, kind, SEED, METHODS[kind].settings(), TRAINING)
-    trained, _ = set_up(spec, task.base, 10 * task.steps, CPU, ALONE)
+    trained, _ = set_up(spec, task.base, 10 * task.steps, task.device, ALONE, task.data.train.longest)
     data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         examples = take_steps(trained, islice(data, task.steps))
@@ -226,13 +236,16 @@ def _gemm_4bit_flops(inputs: Any, _: Any, shape: Any, *__: Any, **___: Any) -> i
     return int(2 * np.prod(inputs) * shape[0])
 
 
-def matrix_rate(size: int = 2048, rounds: int = 5) -> float:
-    """Measure the floating-point operations per second of a large float32 matrix product, 1 thread."""
-    one, other = torch.randn(size, size), torch.randn(size, size)
+def matrix_rate(device: torch.device, rounds: int = 5) -> float:
+    """Measure the floating-point operations per second of a large float32 matrix product."""
+    size = 2048 if device.type == "cpu" else 8192
+    one, other = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     seconds = []
     for _ in range(rounds + 1):
+        synchronize(device)
         started = time.perf_counter()
         one @ other
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(seconds[1:])
 
@@ -273,13 +286,16 @@ def measure(task: Task, kind: str, pairs: int) -> Found:
 
 def report(found: list[Found], rate: float, task: Task, pairs: int) -> str:
     """Write what came out as Markdown."""
+    is_cpu = task.device.type == "cpu"
+    where = "1 thread" if is_cpu else torch.cuda.get_device_name(task.device)
+    who = "One thread" if is_cpu else "The GPU"
     parameters = sum(weights.size for weights in task.base.weights.values())
     lines = [
         "# Inside one trial",
         "",
         f"{machine()}: `python -m benchmarks.inside_trial`. {len(task.data.train)} sentences of SST-2 in"
         f" batches of {BATCH_SIZE}, a GPT-2 of {parameters / 1e6:.1f}M parameters, each method at its default"
-        f" rank, float32, 1 thread, {pairs} rounds in turns; medians, least and most. *Trainer* is the HF"
+        f" rank, float32, {where}, {pairs} rounds in turns; medians, least and most. *Trainer* is the HF"
         " Trainer with DataCollatorWithPadding and its defaults.",
         "",
         "| method | our loop, examples/s | Trainer | ours / Trainer | Trainer, our batches | ours / that |",
@@ -293,7 +309,7 @@ def report(found: list[Found], rate: float, task: Task, pairs: int) -> str:
         "",
         "## Distance to the physical limit",
         "",
-        f"One thread multiplies large float32 matrices at {rate / 1e9:.0f} GFLOP/s. A method's FLOPs are"
+        f"{who} multiplies large float32 matrices at {rate / 1e9:.0f} GFLOP/s. A method's FLOPs are"
         " those of the matrix products and attention of its forward and backward passes as executed, padding"
         " included.",
         "",
@@ -322,13 +338,16 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=640)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="Markdown file; without it the table is printed only")
     options = parser.parse_args()
     for path in (options.model, options.train):
         if not path.exists():
             print(f"skipped: there is no {path}; --model and --train name a GPT-2 and sentences with labels")
             return
-    torch.set_num_threads(1)
+    device = torch.device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     logging.set_verbosity_error()
     model = ModelSettings(path=str(options.model))
     settings = DataSettings(
@@ -340,8 +359,8 @@ def main() -> None:
     )
     tokenizer = load_tokenizer(model)
     data, _ = load_data(read_data(settings, SEED), tokenizer, settings.max_length)
-    task = Task(data, tokenizer, load_base(model, data.labels, data.pad_token_id))
-    rate = matrix_rate()
+    task = Task(data, tokenizer, load_base(model, data.labels, data.pad_token_id), device)
+    rate = matrix_rate(device)
     found = [measure(task, kind, options.pairs) for kind in options.methods]
     text = report(found, rate, task, options.pairs)
     print(text)

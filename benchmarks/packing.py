@@ -3,11 +3,13 @@
     python -m benchmarks.packing --model DIRECTORY --train train.tsv     # a model and sentences
     python -m benchmarks.packing --model embedded                        # the built-in ones
     python -m benchmarks.packing --gpt2                                  # GPT-2 124M by configuration
-    python -m benchmarks.packing --gpt2 --device cuda
+    python -m benchmarks.packing --gpt2 --device cuda --float32-matmul high --sizes 8 16 32 --processes 1 4 8
 
 LoRA trials of mixed ranks and learning rates, batches of 16. In each round the trials of a pack take some
 steps one after another, then as many together, so that a noisy machine is noisy for both; medians are over
-the rounds' ratios. With ``--gpt2`` weights are random, and each example has 32 random tokens.
+the rounds' ratios. With ``--gpt2`` weights are random, and each example has 32 random tokens. With
+``--processes`` as many processes train a trial each at the same time, as trials do that share a GPU by
+fractions of it.
 
 Operators are those that PyTorch's profiler counts on the CPU, without views and allocations; on a GPU each
 would start a kernel, and there the kernels are counted.
@@ -22,6 +24,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +73,11 @@ class Inputs:
     device: torch.device
 
 
+def make_inputs(options: argparse.Namespace) -> Inputs:
+    """Make what the options say."""
+    return random_inputs(options) if options.gpt2 else real_inputs(options)
+
+
 def real_inputs(options: argparse.Namespace) -> Inputs:
     """Read a model and sentences."""
     model = ModelSettings(path=options.model)
@@ -105,7 +114,7 @@ def begin(inputs: Inputs, number: int) -> Stretch:
     settings = METHODS["lora"].settings(rank=RANKS[number % len(RANKS)], dropout=0.05)
     training = TrainingSettings(learning_rate=1e-3 / (number + 1), batch_size=BATCH_SIZE)
     spec = TrialSpec(f"lora-{number}", "lora", "lora", number, settings, training)
-    trained, _ = set_up(spec, inputs.base, 10**6, inputs.device, ALONE)
+    trained, _ = set_up(spec, inputs.base, 10**6, inputs.device, ALONE, inputs.split.longest)
     batches = training_batches(inputs.split, BATCH_SIZE, inputs.pad_token_id, number)
     return Stretch(trained, batches, training, torch.float32)
 
@@ -172,6 +181,50 @@ def measure(inputs: Inputs, size: int, steps: int, rounds: int) -> Measured:
     return Measured(size, speeds["apart"], speeds["together"], counts["apart"], counts["together"])
 
 
+def train_beside_others(options: argparse.Namespace, number: int, barrier: Barrier) -> None:
+    """Train a trial in this process, in each round in which its turn comes."""
+    torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision(options.float32_matmul)
+    inputs = make_inputs(options)
+    stretch = begin(inputs, number)
+    apart([stretch], 2)
+    barrier.wait()
+    for count in turns(options):
+        barrier.wait()
+        if number < count:
+            apart([stretch], options.steps)
+            synchronize(inputs.device)
+        barrier.wait()
+
+
+def turns(options: argparse.Namespace) -> list[int]:
+    """Return how many processes train at once, turn by turn."""
+    return options.rounds * list(options.processes)
+
+
+def at_once(options: argparse.Namespace) -> dict[int, float]:
+    """Return the examples per second that so many processes have together, medians of the rounds."""
+    context = get_context("spawn")
+    most = max(options.processes)
+    barrier = context.Barrier(most + 1)
+    processes = [
+        context.Process(target=train_beside_others, args=(options, number, barrier), daemon=True)
+        for number in range(most)
+    ]
+    for process in processes:
+        process.start()
+    barrier.wait(timeout=120)
+    speeds: dict[int, list[float]] = {count: [] for count in options.processes}
+    for count in turns(options):
+        barrier.wait()
+        started = time.perf_counter()
+        barrier.wait()
+        speeds[count].append(count * options.steps * BATCH_SIZE / (time.perf_counter() - started))
+    for process in processes:
+        process.join()
+    return {count: statistics.median(found) for count, found in speeds.items()}
+
+
 def operators(profiler: profile, device: torch.device) -> int:
     """Count the operators, or on a GPU the kernels, that were run."""
     if device.type == "cuda":
@@ -182,17 +235,21 @@ def operators(profiler: profile, device: torch.device) -> int:
     )
 
 
-def report(inputs: Inputs, found: Sequence[Measured], options: argparse.Namespace) -> str:
+def report(
+    inputs: Inputs, found: Sequence[Measured], processes: dict[int, float], options: argparse.Namespace
+) -> str:
     """Write what came out as Markdown."""
+    on_gpu = inputs.device.type == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"{options.threads} thread"
     lines = [
-        f"## {inputs.name}",
+        f"## {inputs.name}, float32_matmul: {options.float32_matmul}",
         "",
-        f"{machine()}: `python -m benchmarks.packing`, on {inputs.device.type}, {options.threads} thread."
-        f" LoRA of ranks {', '.join(map(str, RANKS))} in turn, batches of {BATCH_SIZE}, dropout as in GPT-2;"
+        f"{machine()}: `python -m benchmarks.packing`, on {where}. LoRA of ranks"
+        f" {', '.join(map(str, RANKS))} in turn, batches of {BATCH_SIZE}, dropout as in GPT-2;"
         f" {options.rounds} rounds of {options.steps} steps of each trial.",
         "",
         "| trials | one after another, examples/s | in a pack, examples/s | ratio, median (least to most) |"
-        " operators a step alone | in a pack |",
+        f" {'kernels' if on_gpu else 'operators'} a step alone | in a pack |",
         "|---|---|---|---|---|---|",
     ]
     for one in found:
@@ -202,6 +259,18 @@ def report(inputs: Inputs, found: Sequence[Measured], options: argparse.Namespac
             f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
             f" {one.operators_apart:,.0f} | {one.operators_together:,.0f} |"
         )
+    if processes:
+        best = max(processes.values())
+        lines += [
+            "",
+            "| processes at once | together, examples/s |",
+            "|---|---|",
+            *(f"| {count} | {speed:,.1f} |" for count, speed in processes.items()),
+            "",
+            "Against the best of these, a pack is "
+            + ", ".join(f"{statistics.median(one.together) / best:.2f} ({one.size} trials)" for one in found)
+            + " times as fast.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -215,6 +284,8 @@ def main() -> None:
     parser.add_argument("--gpt2", action="store_true", help="GPT-2 124M with random weights instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--processes", type=int, nargs="*", default=[])
+    parser.add_argument("--float32-matmul", choices=("highest", "high", "medium"), default="highest")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -225,12 +296,13 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU here")
     torch.set_num_threads(options.threads)
-    inputs = random_inputs(options) if options.gpt2 else real_inputs(options)
+    torch.set_float32_matmul_precision(options.float32_matmul)
+    inputs = make_inputs(options)
     found = []
     for size in options.sizes:
         found.append(measure(inputs, size, options.steps, options.rounds))
-        print(report(inputs, found[-1:], options).splitlines()[-1], flush=True)
-    text = report(inputs, found, options)
+        print(report(inputs, found[-1:], {}, options).splitlines()[-1], flush=True)
+    text = report(inputs, found, at_once(options) if options.processes else {}, options)
     print(text)
     if options.out:
         with open(options.out, "a") as file:
