@@ -51,7 +51,8 @@ class Masks:
         model: in training mode, on its device.
         longest: tokens of the longest text that it will train on. Where texts are long and their attention
             drops, the model stays as it is: PyTorch's kernels need not keep a mask of that. So it does where
-            what is dropped is not ``[texts, ...]``.
+            what is dropped is not ``[texts, ...]``, or where one module drops several times and activations
+            are computed again.
     """
 
     def __init__(self, model: nn.Module, longest: int) -> None:
@@ -62,14 +63,18 @@ class Masks:
         self._attention: set[nn.Module] = set()
         self._is_known = True  # of what texts each value comes that is dropped
         self._find(model)
-        self.is_of_use = self._is_known and not (self._attention and longest > LONGEST)
+        # Activations are computed again in another order, in which calls of one module cannot be told apart.
+        again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        repeats = any(len(sites) > 1 for sites in self._sites.values())
+        is_long = bool(self._attention) and longest > LONGEST
+        self.is_of_use = self._is_known and not is_long and not (again and repeats)
         for module in self._sites if self.is_of_use else ():
             vars(module)["drop" if module in self._attention else "forward"] = partial(self.drop, module)
 
     def next_site(self, module: nn.Module) -> tuple[Sort, int]:
         """Return the sort of the mask that a module needs now, and its number among these."""
         sites = self._sites[module]
-        call = self._calls[module] % len(sites)  # as often again, where activations are computed again
+        call = self._calls[module] % len(sites)  # once more, where activations are computed again
         self._calls[module] += 1
         return sites[call]
 
@@ -151,10 +156,12 @@ def draw_ahead(model: nn.Module, longest: int) -> Masks:
     masks = Masks(model, longest)
 
     def draw(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        if model.training:
-            input_ids: torch.Tensor = options["input_ids"]
-            texts, longest = input_ids.shape
-            masks.draw(texts, longest, input_ids.device)
+        if not model.training:
+            masks.put({})  # an evaluation has no use for those of the last step
+            return
+        input_ids: torch.Tensor = options["input_ids"]
+        texts, longest = input_ids.shape
+        masks.draw(texts, longest, input_ids.device)
 
     if masks.counts and masks.is_of_use:
         model.register_forward_pre_hook(draw, with_kwargs=True)

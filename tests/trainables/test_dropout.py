@@ -13,6 +13,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from trainables.dropout import LONGEST, Masks, Sort, draw_ahead, let_draw_ahead
@@ -111,6 +113,16 @@ def test_long_texts_are_left_to_pytorch_where_attention_drops() -> None:
     assert masks.counts
     assert not masks.is_of_use
     assert draw_ahead(gpt2(attn_pdrop=0.0), LONGEST + 1).is_of_use
+
+
+def test_what_drops_twice_is_left_to_pytorch_where_activations_are_computed_again() -> None:
+    config = RobertaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = RobertaForSequenceClassification(config).train()
+    assert draw_ahead(model, 9).is_of_use
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert not draw_ahead(model, 9).is_of_use
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma"])
