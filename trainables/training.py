@@ -44,19 +44,11 @@ class RandomStream:
     def active(self) -> Iterator[None]:
         """Draw from this stream inside the block; leave torch's own state as it was."""
         with keep_random_state(self._device):
-            self.enter()
+            torch.set_rng_state(self.state["cpu"])
+            if "cuda" in self.state:
+                torch.cuda.set_rng_state(self.state["cuda"], self._device)
             yield
-            self.leave()
-
-    def enter(self) -> None:
-        """Have torch draw from this stream from now on."""
-        torch.set_rng_state(self.state["cpu"])
-        if "cuda" in self.state:
-            torch.cuda.set_rng_state(self.state["cuda"], self._device)
-
-    def leave(self) -> None:
-        """Note how far torch has drawn from this stream."""
-        self.state = self._read()
+            self.state = self._read()
 
     def _read(self) -> dict[str, torch.Tensor]:
         on_cuda = self._device.type == "cuda"
@@ -120,23 +112,18 @@ def train_step(
     """Take one optimizer step on a batch and return its mean loss as weighted, a detached scalar."""
     loss = mean_loss(forward(model, batch, dtype), batch)
     loss.backward()
-    update(optimizer, schedule, max_gradient_norm)
-    return loss.detach()
-
-
-def mean_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return the mean cross-entropy of logits ``[examples, labels]``, as a batch weighs it: a scalar."""
-    return cross_entropy(logits, batch.labels) * batch.weight
-
-
-def update(optimizer: AdamW, schedule: LRScheduler, max_gradient_norm: float) -> None:
-    """Take the optimizer step that the gradients say, clipped, and let go of them."""
     # Of the optimizer, who has a list: to ask a model for its parameters takes as long as many a kernel.
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(trained, max_gradient_norm)
     optimizer.step()
     schedule.step()
     optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def mean_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the mean cross-entropy of logits ``[examples, labels]``, as a batch weighs it: a scalar."""
+    return cross_entropy(logits, batch.labels) * batch.weight
 
 
 def evaluate(

@@ -98,8 +98,7 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
             if kept is not None:
                 kept[layer] = weight
         return nn.functional.linear(x, weight, bias)
-    # Base and adapter see the same inputs, and nobody else has computed the base.
-    if not drops and _is_exact(x) and "forward" not in vars(layer.get_base_layer()):
+    if not drops and _is_exact(x):  # base and adapter see the same inputs
         result = _BaseAndAdapter.apply(x.flatten(0, -2), a, b, magnitude, scaling, layer)
         return result.view(*x.shape[:-1], -1)
     base, reduced = layer.base_layer(x), nn.functional.linear(dropout(x), a)
