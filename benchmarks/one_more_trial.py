@@ -37,6 +37,9 @@ from trainables.trial import TrialSpec, run_trial
 
 LABELS = ("negative", "positive")
 EXAMPLES, BATCH_SIZE, LENGTH, PERIOD = 128, 16, 32, 0.02
+SAVINGS: tuple[dict[str, Any], ...] = ({}, {"micro_batch_size": 4}, {"gradient_checkpointing": True})
+"""Settings that take less memory, and none of them."""
+
 MB = 1_000_000
 
 
@@ -48,8 +51,10 @@ class Worker:
         """Return its id, everything being imported."""
         return os.getpid()
 
-    def train(self, kind: str, again: bool, base: BaseModel, data: TokenizedData) -> int:
-        """Run a trial to its end; return the bytes of its model."""
+    def train(
+        self, kind: str, saving: dict[str, Any], base: BaseModel, data: TokenizedData
+    ) -> tuple[int, float]:
+        """Run a trial to its end; return the bytes of its model and the seconds of a training step."""
         method = METHODS[kind]
         own = {name: value for name, value in method.published_default.items() if name != "learning_rate"}
         training = TrainingSettings(
@@ -58,13 +63,13 @@ class Worker:
             batch_size=BATCH_SIZE,
             evaluation_batch_size=BATCH_SIZE,
             learning_rate=1e-4,
-            gradient_checkpointing=again,
+            **saving,
         )
         spec = TrialSpec(kind, kind, kind, 0, method.settings(**own), training)
         with tempfile.TemporaryDirectory() as directory:
             *_, last = run_trial(spec, data, base, Path(directory) / "best")
         give_back_memory()  # as a worker does between two trials
-        return last.model_bytes
+        return last.model_bytes, last.train_seconds / last.step
 
 
 def random_split(examples: int) -> TokenizedSplit:
@@ -83,12 +88,12 @@ def private_bytes(process: psutil.Process) -> int:
     return int(process.memory_full_info().uss)
 
 
-def measure(kind: str, again: bool, base: Any, data: Any) -> list[str]:
+def measure(kind: str, saving: dict[str, Any], base: Any, data: Any) -> list[str]:
     """Run a trial in a worker of its own; return its cells of the table.
 
     Arguments:
         kind: of method.
-        again: whether activations are computed again in the backward pass, in place of being kept.
+        saving: settings that save memory.
         base: the base model, in the object store.
         data: to train on, in the object store.
     """
@@ -96,14 +101,15 @@ def measure(kind: str, again: bool, base: Any, data: Any) -> list[str]:
     process = psutil.Process(ray.get(worker.process.remote()))
     time.sleep(1)
     idle, seen = private_bytes(process), []
-    training = worker.train.remote(kind, again, base, data)
+    training = worker.train.remote(kind, saving, base, data)
     while not ray.wait([training], timeout=PERIOD)[0]:
         seen.append(private_bytes(process))
-    model_bytes = ray.get(training)
+    model_bytes, seconds = ray.get(training)
     after = private_bytes(process)
     ray.kill(worker)
     sizes = (idle, statistics.median(seen) - idle, max(seen) - idle, after - idle, model_bytes)
-    return [f"{kind}, gradient_checkpointing" if again else kind, *(f"{size / MB:,.0f}" for size in sizes)]
+    named = ", ".join([kind, *(f"{name}: {str(value).lower()}" for name, value in saving.items())])
+    return [named, *(f"{size / MB:,.0f}" for size in sizes), f"{seconds:.2f}"]
 
 
 def main() -> None:
@@ -122,9 +128,10 @@ def main() -> None:
         GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
         base = ray.put(with_quantized(load_base(ModelSettings(path=directory), LABELS, padding)))
     data = TokenizedData(random_split(EXAMPLES), random_split(BATCH_SIZE), LABELS, padding, "random", {})
-    trials = [(kind, False) for kind in options.methods]
-    trials += [(kind, True) for kind in options.methods if kind != "head"]  # whose base keeps nothing
-    rows = [measure(kind, again, base, ray.put(data)) for kind, again in trials]
+    trials = [(kind, saving) for saving in SAVINGS for kind in options.methods]
+    # The base of a head keeps no activations that would be computed again.
+    trials = [trial for trial in trials if trial != ("head", {"gradient_checkpointing": True})]
+    rows = [measure(kind, saving, base, ray.put(data)) for kind, saving in trials]
     ray.shutdown()
     text = report(rows)
     print(text)
@@ -141,10 +148,11 @@ def report(rows: Sequence[Sequence[str]]) -> str:
         f" {EXAMPLES // BATCH_SIZE} steps on batches of {BATCH_SIZE} examples of {LENGTH} tokens, one thread,"
         " each method at its published default rank. Private bytes (USS) over those of the worker while it"
         f" idled, read every {1000 * PERIOD:.0f} ms; each method in a process of its own."
-        " The base's weights lie in the object store.",
+        " The base's weights lie in the object store. Seconds are rough: nothing was run twice.",
         "",
-        "| method | idle, MB | training, median, MB more | at most, MB more | after, MB more | model, MB |",
-        "|---|---|---|---|---|---|",
+        "| method | idle, MB | training, median, MB more | at most, MB more | after, MB more | model, MB"
+        " | a step, s |",
+        "|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,10 @@ MOST_PER_GPU = 64
 """Trials on one GPU; from a hundred on, a fraction rounded to Ray's parts would let one more in."""
 
 
+LESS_MEMORY = "lower training.micro_batch_size, data.max_length or its largest rank"
+"""What to do where a trial needs too much."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What every trial asks for: enough for the hungriest method."""
@@ -73,5 +77,5 @@ def _too_large(method: str, peak: Peak, node_memory: float) -> Iterator[str]:
         if held and with_margin(held) > there:
             yield (
                 f"methods.{method}: a trial needs {with_margin(held) / 1e9:.2f} GB of {kind} has "
-                f"{there / 1e9:.2f} GB; lower training.batch_size, data.max_length or its largest rank"
+                f"{there / 1e9:.2f} GB; {LESS_MEMORY}"
             )

@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from orchestrator.cluster import Cluster, alive_nodes, node_types
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
-from orchestrator.fitting import MARGIN, fit
+from orchestrator.fitting import LESS_MEMORY, MARGIN, fit
 from orchestrator.prepare import Prepared
 from orchestrator.worker import Inputs, share
 from search_spaces import extremes
@@ -22,7 +22,7 @@ from trainables.data import TokenizedData, TokenizedSplit
 from trainables.probe import Peak, probe
 from trainables.trial import TrialSpec, describe, failure_status
 
-LARGER_IS_HUNGRIER = ("rank", "batch_size", "evaluation_batch_size", "dropout")
+LARGER_IS_HUNGRIER = ("rank", "batch_size", "micro_batch_size", "evaluation_batch_size", "dropout")
 """Numbers that a trial's memory grows with."""
 
 
@@ -137,7 +137,7 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
     else:
         return peak
     told = f"{type(reason).__name__}: {reason}".strip().splitlines()[0]
-    hint = "" if fate == "failed" else "; lower training.batch_size, data.max_length or its largest rank"
+    hint = "" if fate == "failed" else f"; {LESS_MEMORY}"
     raise ExperimentError(
         [f"methods.{spec.method}: its hungriest trial {fate} when it was tried ({told}){hint}"]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice, repeat
+from itertools import chain, islice, pairwise, repeat
 
 import numpy as np
 import torch
@@ -40,6 +40,26 @@ class Batch:
             attention_mask=self.attention_mask.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
         )
+
+    def parts(self, count: int) -> Iterator[tuple[slice, Batch]]:
+        """Yield parts of examples in a row, which weigh together as much as the whole, and which they are.
+
+        All ranks take as many: a part that there is no example for has the first again, with weight 0.
+        """
+        examples = len(self.labels)
+        for start, end in pairwise(examples * number // count for number in range(count + 1)):
+            rows = slice(start, end) if end > start else slice(1)
+            yield (
+                rows,
+                replace(
+                    self,
+                    input_ids=self.input_ids[rows],
+                    attention_mask=self.attention_mask[rows],
+                    labels=self.labels[rows],
+                    positions=self.positions[rows],
+                    weight=self.weight * (end - start) / examples,
+                ),
+            )
 
 
 def training_batches(

@@ -8,7 +8,8 @@ alone. A GPU starts one kernel in place of one for each layer, and a CPU draws t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -45,6 +47,8 @@ class Sort:
 class Masks:
     """Where a model drops, and the masks of its present step: zeros, and what scales values that are kept.
 
+    On a CPU they are zeros and ones of a byte each, which take a quarter of the memory.
+
     From now on the model drops by these masks while it trains; ``is_of_use`` says whether there are any.
 
     Arguments:
@@ -60,6 +64,7 @@ class Masks:
         self._sites: defaultdict[nn.Module, list[tuple[Sort, int]]] = defaultdict(list)  # one for each call
         self._calls: Counter[nn.Module] = Counter()  # in the present step
         self._drawn: Mapping[Sort, torch.Tensor] = {}
+        self._of_part: Mapping[Sort, torch.Tensor] | None = None  # where a model sees a batch in parts
         self._attention: set[nn.Module] = set()
         self._is_known = True  # of what texts each value comes that is dropped
         self._find(model)
@@ -79,13 +84,32 @@ class Masks:
         return sites[call]
 
     def draw(self, texts: int, longest: int, device: torch.device) -> None:
-        """Draw the masks of a step from torch's present random state."""
-        self.put(
-            {
-                sort: scale(torch.rand((count, 1, texts, *sort.sizes(longest)), device=device), 1 - sort.p)
-                for sort, count in self.counts.items()
-            }
-        )
+        """Draw the masks of a forward pass from torch's present random state, or take those of its part."""
+        self.put({})  # the last ones go before others come
+        self.put(self._draw(texts, longest, device) if self._of_part is None else self._of_part)
+
+    @contextmanager
+    def of_parts(self, texts: int, longest: int, device: torch.device) -> Iterator[Callable[[slice], None]]:
+        """Draw the masks of a batch that the model sees in parts; be told which of its texts come next."""
+        self.put({})
+        whole = self._draw(texts, longest, device) if self.is_of_use else {}
+
+        def turn_to(rows: slice) -> None:
+            self._of_part = {sort: masks[:, :, rows] for sort, masks in whole.items()}
+
+        try:
+            yield turn_to
+        finally:
+            self._of_part = None
+
+    def _draw(self, texts: int, longest: int, device: torch.device) -> dict[Sort, torch.Tensor]:
+        drawn = {
+            sort: torch.rand((count, 1, texts, *sort.sizes(longest)), device=device)
+            for sort, count in self.counts.items()
+        }
+        if device.type == "cpu":  # PyTorch multiplies by bytes on a GPU only in one kernel more
+            return {sort: (values < 1 - sort.p).view(torch.uint8) for sort, values in drawn.items()}
+        return {sort: scale(values, 1 - sort.p) for sort, values in drawn.items()}
 
     def put(self, drawn: Mapping[Sort, torch.Tensor]) -> None:
         """Take masks ``[count, trials, texts, ...]`` of several trials' texts, one trial behind the other."""
@@ -98,7 +122,12 @@ class Masks:
             return values
         sort, index = self.next_site(module)
         mask = self._drawn[sort][index]
-        return (values.reshape(mask.shape) * mask).to(values.dtype).reshape(values.shape)
+        shaped = values.reshape(mask.shape)
+        if mask.dtype == torch.uint8:
+            shaped = _Keep.apply(shaped, mask, 1 / (1 - sort.p))
+        else:
+            shaped = (shaped * mask).to(values.dtype)
+        return shaped.reshape(values.shape)
 
     def _find(self, model: nn.Module) -> None:
         """Pass a text through the model and note what drops."""
@@ -139,6 +168,28 @@ class Masks:
         self._sites[module].append((sort, self.counts[sort]))
         self.counts[sort] += 1
         return values
+
+
+class _Keep(torch.autograd.Function):
+    """Keeps of values what a mask of bytes, 0 or 1, says, times a factor.
+
+    It takes two passes, as many as a mask of four bytes, and the second finds its numbers in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.mask, ctx.factor = mask, factor
+        return _keep(values, mask, factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _keep(gradient, ctx.mask, ctx.factor), None, None
+
+
+def _keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
+    result = mask.to(values.dtype)
+    return torch.addcmul(values.new_zeros(()), result, values, value=factor, out=result)
 
 
 def scale(drawn: torch.Tensor, kept: float | torch.Tensor) -> torch.Tensor:

@@ -133,6 +133,8 @@ class Pack:
 
     def _seat(self, name: str, stretch: Stretch) -> Guest | None:
         try:
+            if stretch.settings.parts(stretch.settings.batch_size) > 1:
+                raise NotTogetherError("its batches go through the model in parts")
             return make_guest(stretch.trained)
         except NotTogetherError as reason:
             self._report(f"{name} trains by itself in its pack: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -93,6 +94,12 @@ class TrainingDefaults(Settings):
 
     epochs: int = Field(3, ge=1, description="passes over the training examples")
     batch_size: int = Field(16, ge=1, description="examples per optimizer step")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="examples that go through the model at once, whose gradients add up to those of the batch"
+        " (gradient accumulation): less memory, more time; null is the whole batch",
+    )
     evaluations_per_epoch: int = Field(2, ge=1, description="validation runs per epoch, evenly spaced")
     warmup_fraction: float = Field(
         0.1, ge=0, lt=1, description="of all steps; linear warm-up, then linear decay"
@@ -107,6 +114,15 @@ class TrainingDefaults(Settings):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, more time"
     )
+
+    @property
+    def saves_memory(self) -> bool:
+        """Whether a trial is to take less memory at the price of time."""
+        return self.gradient_checkpointing or self.micro_batch_size is not None
+
+    def parts(self, examples: int) -> int:
+        """Return in how many parts a batch goes through the model."""
+        return math.ceil(examples / (self.micro_batch_size or examples))
 
 
 class TrainingSettings(TrainingDefaults):

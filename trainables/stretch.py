@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from trainables.batches import Batch
-from trainables.measure import Stopwatch
+from trainables.measure import Stopwatch, large_blocks_apart
 from trainables.parallel import total
 from trainables.settings import TrainingSettings
 from trainables.state import Trained
@@ -52,13 +53,16 @@ def train(stretch: Stretch) -> None:
 
 def take_step(stretch: Stretch, batch: Batch) -> None:
     """Take a step on a batch; dropout draws from torch's present random state."""
-    trained = stretch.trained
-    loss = train_step(
-        trained.stepped,
-        batch.to(trained.device),
-        trained.optimizer,
-        trained.schedule,
-        stretch.settings.max_gradient_norm,
-        stretch.dtype,
-    )
+    trained, settings = stretch.trained, stretch.settings
+    with large_blocks_apart(settings.saves_memory):
+        loss = train_step(
+            trained.stepped,
+            batch.to(trained.device),
+            trained.optimizer,
+            trained.schedule,
+            settings.max_gradient_norm,
+            stretch.dtype,
+            settings.parts(math.ceil(batch.size / trained.group.size)),  # on every rank as many
+            trained.masks,
+        )
     stretch.add(batch, loss)

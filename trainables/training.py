@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 from trainables.batches import Batch
+from trainables.dropout import Masks
 from trainables.errors import DivergedError
 from trainables.methods.low_rank_layers import unchanged_weights
 from trainables.parallel import ALONE, Group, total
@@ -108,17 +109,48 @@ def train_step(
     schedule: LRScheduler,
     max_gradient_norm: float,
     dtype: torch.dtype = torch.float32,
+    parts: int = 1,
+    masks: Masks | None = None,
 ) -> torch.Tensor:
-    """Take one optimizer step on a batch and return its mean loss as weighted, a detached scalar."""
-    loss = mean_loss(forward(model, batch, dtype), batch)
-    loss.backward()
+    """Take one optimizer step on a batch and return its mean loss as weighted, a detached scalar.
+
+    Arguments:
+        model: to take it with.
+        batch: to take it on.
+        optimizer: has the model's trained parameters.
+        schedule: of the optimizer.
+        max_gradient_norm: gradients are clipped to this global L2 norm.
+        dtype: to compute in.
+        parts: in which the batch goes through the model; their gradients add up to the batch's.
+        masks: what the model drops of the whole batch, to be cut like it.
+    """
+    loss = torch.zeros((), device=batch.labels.device)
+    for part in cut(batch, parts, masks):
+        of_part = mean_loss(forward(model, part, dtype), part)
+        of_part.backward()
+        loss = loss + of_part.detach()
+        del of_part  # and what its graph holds, before the next one's
     # Of the optimizer, who has a list: to ask a model for its parameters takes as long as many a kernel.
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(trained, max_gradient_norm)
     optimizer.step()
     schedule.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    return loss
+
+
+def cut(batch: Batch, count: int, masks: Masks | None) -> Iterator[Batch]:
+    """Yield a batch's parts, each when the model is to see it, and cut the masks of the whole alike."""
+    if count == 1:
+        yield batch
+        return
+    texts, longest = batch.input_ids.shape
+    drawn = masks.of_parts(texts, longest, batch.input_ids.device) if masks else nullcontext()
+    with drawn as turn_to:
+        for rows, part in batch.parts(count):
+            if turn_to:
+                turn_to(rows)
+            yield part
 
 
 def mean_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

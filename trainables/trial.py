@@ -22,7 +22,14 @@ from trainables.errors import DivergedError
 from trainables.evaluation import Evaluation as Evaluation
 from trainables.evaluation import TestOutcome as TestOutcome
 from trainables.features import remember_features
-from trainables.measure import Stopwatch, count_parameters, model_bytes, peak_memory, reset_peak_memory
+from trainables.measure import (
+    Stopwatch,
+    count_parameters,
+    large_blocks_apart,
+    model_bytes,
+    peak_memory,
+    reset_peak_memory,
+)
 from trainables.methods import METHODS, MethodSettings
 from trainables.parallel import ALONE, Group, spread, total
 from trainables.quantization import quantize
@@ -137,7 +144,7 @@ def trial_course(
     steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
     total_steps = settings.epochs * steps_per_epoch
     stops = evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
-    with setup.running():
+    with setup.running(), large_blocks_apart():  # of which most are there for a moment only
         trained, summary = set_up(spec, base, total_steps, device, group, data.train.longest)
         training_data = training_batches(
             data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, group
@@ -150,7 +157,7 @@ def trial_course(
         yield part
         if not math.isfinite(train_loss := part.mean_loss()):
             raise DivergedError(f"the training loss became {train_loss} by step {last_step}")
-        with evaluating.running():
+        with evaluating.running(), large_blocks_apart(settings.saves_memory):
             scores = evaluate(
                 trained.model,
                 evaluation_batches(data.validation, data.pad_token_id, settings, device, group),

@@ -71,6 +71,28 @@ def test_ranks_share_every_batch_and_weigh_as_much_as_it(
 
 
 @settings(deadline=None)
+@given(counts=lengths, size=st.integers(1, 32), ranks=st.integers(1, 4), micro=st.integers(1, 33))
+def test_parts_of_a_batch_weigh_as_much_as_it_and_ranks_have_as_many(
+    counts: list[int], size: int, ranks: int, micro: int
+) -> None:
+    split, trained = make_split(counts), TrainingSettings(learning_rate=1e-3, micro_batch_size=micro)
+    shares = [next(training_batches(split, size, PAD, 3, 0, Group(rank, ranks))) for rank in range(ranks)]
+    count = trained.parts(math.ceil(shares[0].size / ranks))
+    assert (count == 1) == (micro >= math.ceil(shares[0].size / ranks))
+    for share in shares:
+        parts = list(share.parts(count))
+        assert len(parts) == count
+        assert np.isclose(sum(part.weight for _, part in parts), share.weight)
+        seen = [position for _, part in parts if part.weight for position in part.positions]
+        assert seen == (share.positions.tolist() if share.weight else [])
+        for rows, part in parts:
+            assert 1 <= len(part.labels) <= micro
+            assert torch.equal(part.input_ids, share.input_ids[rows])
+            assert torch.equal(part.attention_mask, share.attention_mask[rows])
+            assert part.labels.tolist() == split.labels[part.positions].tolist()
+
+
+@settings(deadline=None)
 @given(counts=lengths, size=st.integers(1, 32), most=st.integers(1, 200))
 def test_batches_of_an_evaluation_are_as_full_as_may_be(counts: list[int], size: int, most: int) -> None:
     split = make_split(counts)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 import sys
 
 import psutil
@@ -37,6 +40,35 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     assert again is not None
     assert 180e6 < high - low < 260e6
     assert again < high - 150e6
+
+
+HOLES = """
+import ctypes, torch
+from trainables.measure import large_blocks_apart
+class Numbers(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+read = ctypes.CDLL(None).mallinfo2
+read.restype = Numbers
+def apart():
+    before = read().e  # bytes of blocks that the kernel gave one by one
+    block = torch.ones(1_000_000)
+    return read().e - before >= block.nbytes
+seen = [apart()]
+with large_blocks_apart():
+    seen.append(apart())
+with large_blocks_apart(wanted=False):
+    seen.append(apart())
+print(*seen)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_large_blocks_come_from_the_kernel_one_by_one_while_wanted() -> None:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "33554432"}
+    told = subprocess.run(
+        [sys.executable, "-c", HOLES], env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["False", "True", "False"]
 
 
 @pytest.mark.usefixtures("much_memory")

@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
+from trainables import training
 from trainables.base_model import BaseModel, build_model, load_base, load_tokenizer
 from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Checkpoint
@@ -343,6 +344,28 @@ def test_activations_computed_again_give_the_same_curve_and_are_not_kept(
         assert found == pytest.approx(expected, **exact)
     ratio = kept[True][1] / kept[False][1]
     assert ratio == 1 if kind == "head" else ratio < 0.7
+
+
+def test_batches_that_go_through_in_parts_give_the_same_curve(
+    base: BaseModel, data: TokenizedData, kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is dropped is the same; of GPT-2 hidden states and weights of attention."""
+    most: list[int] = []
+
+    def watch(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+        if model.training:
+            most.append(len(batch.labels))
+        return forward(model, batch, dtype)
+
+    monkeypatch.setattr(training, "forward", watch)
+    curves, spec = [], make_spec(kind)
+    for micro, expected in ((None, {8}), (3, {2, 3})):
+        most.clear()
+        spec = replace(spec, training=spec.training.model_copy(update={"micro_batch_size": micro}))
+        curves.append(curve(list(run_trial(spec, data, base, None, device=device))))
+        assert set(most) == expected
+    for found, wanted in zip(*curves, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4 if device == CPU else 1e-3)
 
 
 def test_float32_matrices_are_multiplied_as_the_trial_says(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -268,18 +268,25 @@ def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
         assert_as_alone(run, trial, *inputs)
 
 
-def test_a_trial_that_computes_activations_again_does_it_by_itself(
-    model_directories: dict[str, Path], data_files: dict[str, Path]
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"gradient_checkpointing": True}, "it computes activations again in the backward pass"),
+        ({"micro_batch_size": 3}, "its batches go through the model in parts"),
+    ],
+)
+def test_a_trial_that_saves_memory_does_it_by_itself(
+    model_directories: dict[str, Path],
+    data_files: dict[str, Path],
+    changed: dict[str, Any],
+    reason: str,
 ) -> None:
     inputs = prepare(model_directories["gpt2"], data_files)
     run = Run(*inputs)
     one, other = spec("lora", epochs=1), spec("lora", 1, epochs=1)
-    saving = other.training.model_copy(update={"gradient_checkpointing": True})
-    other = replace(other, training=saving)
+    other = replace(other, training=other.training.model_copy(update=changed))
     run.join(one, other)
     run.train()
-    assert run.said == [
-        "lora-1 trains by itself in its pack: it computes activations again in the backward pass"
-    ]
+    assert run.said == [f"lora-1 trains by itself in its pack: {reason}"]
     for trial in (one, other):
         assert_as_alone(run, trial, *inputs)

@@ -22,13 +22,18 @@ from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
 from trainables.trial import Evaluation, TrialSpec, run_trial
 
-CASES: list[tuple[str, Parallelism]] = [
-    *((kind, "ddp") for kind in sorted(METHODS)),
-    *((kind, "fsdp") for kind in sorted(METHODS) if not METHODS[kind].quantized),
+# The last is the examples that go through the model at once; None is a rank's whole share.
+CASES: list[tuple[str, Parallelism, int | None]] = [
+    *((kind, "ddp", None) for kind in sorted(METHODS)),
+    *((kind, "fsdp", None) for kind in sorted(METHODS) if not METHODS[kind].quantized),
+    ("lora", "ddp", 2),
+    ("full", "fsdp", 2),
 ]
 
 
-def train(files: dict[str, Path], model: Path, kind: str, directory: Path, group: Group) -> list[Evaluation]:
+def train(
+    files: dict[str, Path], model: Path, kind: str, directory: Path, group: Group, micro: int | None = None
+) -> list[Evaluation]:
     """Train a trial that is interrupted after its second evaluation and goes on from its state."""
     settings = ModelSettings(path=str(model))
     columns = ["sentence", "label"]
@@ -38,7 +43,9 @@ def train(files: dict[str, Path], model: Path, kind: str, directory: Path, group
     for weights in base.weights.values():
         weights.flags.writeable = False  # as they come out of the object store
     # 64 examples in batches of 9: shares of 5 and 4, and of 1 and nothing at an epoch's end.
-    training = TrainingSettings(epochs=3, learning_rate=5e-3, batch_size=9, evaluation_batch_size=10)
+    training = TrainingSettings(
+        epochs=3, learning_rate=5e-3, batch_size=9, micro_batch_size=micro, evaluation_batch_size=10
+    )
     spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
     state = TrialState()
     points = list(islice(run_trial(spec, data, base, directory / "best", test, state, group), 2))
@@ -53,9 +60,10 @@ def train(files: dict[str, Path], model: Path, kind: str, directory: Path, group
 def run_rank(rank: int, files: dict[str, Path], model: Path, directory: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
-    for kind, parallelism in CASES:
-        points = train(files, model, kind, directory / f"{kind}-{parallelism}", Group(rank, 2, parallelism))
-        (directory / f"{kind}-{parallelism}-{rank}").write_bytes(pickle.dumps(points))
+    for kind, parallelism, micro in CASES:
+        own, group = directory / f"{kind}-{parallelism}-{micro}", Group(rank, 2, parallelism)
+        points = train(files, model, kind, own, group, micro)
+        (directory / f"{own.name}-{rank}").write_bytes(pickle.dumps(points))
     dist.destroy_process_group()
 
 
@@ -75,7 +83,7 @@ def column(points: list[Evaluation], name: str) -> list[Any]:
     return [getattr(point, name) for point in points]
 
 
-@pytest.mark.parametrize(("kind", "parallelism"), CASES)
+@pytest.mark.parametrize(("kind", "parallelism", "micro"), CASES)
 def test_two_processes_give_the_curve_of_one(
     together: Path,
     data_files: dict[str, Path],
@@ -83,9 +91,11 @@ def test_two_processes_give_the_curve_of_one(
     tmp_path: Path,
     kind: str,
     parallelism: str,
+    micro: int | None,
 ) -> None:
     alone = train(data_files, model_directories["llama"], kind, tmp_path, ALONE)  # Llama has no dropout
-    both = [pickle.loads((together / f"{kind}-{parallelism}-{rank}").read_bytes()) for rank in (0, 1)]
+    case = f"{kind}-{parallelism}-{micro}"
+    both = [pickle.loads((together / f"{case}-{rank}").read_bytes()) for rank in (0, 1)]
     for name in ("train_loss", "validation_loss", "validation_accuracy"):
         assert column(both[0], name) == pytest.approx(column(alone, name), rel=1e-4), name
         assert column(both[0], name) == column(both[1], name), name
@@ -96,7 +106,7 @@ def test_two_processes_give_the_curve_of_one(
     assert np.allclose(both[0][-1].test.logits, alone[-1].test.logits, rtol=1e-3, atol=1e-4)
     found, expected = (
         load_file(next((directory / "best").glob("*.safetensors")))
-        for directory in (together / f"{kind}-{parallelism}", tmp_path)
+        for directory in (together / case, tmp_path)
     )
     assert found.keys() == expected.keys()
     for name in expected:
