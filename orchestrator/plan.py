@@ -66,9 +66,9 @@ def _plan_method(experiment: Experiment, prepared: Prepared, method: str) -> Met
     first = experiment.first_trial(method)
     space = experiment.space(method)
     ranks = extremes(space["rank"]) if "rank" in space else ()
-    ends = [{**first, "rank": rank} for rank in (min(ranks), max(ranks))] if ranks else [first, first]
+    ends = [{**first, "rank": rank} for rank in (min(ranks), max(ranks))] if ranks else [first]
     specs = [experiment.trial_spec(Assignment(method, 0, end)) for end in ends]
-    smallest, largest = (describe(prepared.base, spec.kind, spec.settings) for spec in specs)
+    smallest, *_, largest = 2 * [describe(prepared.base, spec.kind, spec.settings) for spec in specs]
     words = "; ".join(f"{name} {_words(extremes(one), one)}" for name, one in space.items())
     return MethodPlan(method, experiment.search.trials, smallest, largest, words)
 

@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator import DRIVER_GARBAGE
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -165,6 +167,8 @@ def _run(options: argparse.Namespace) -> int:
                     try:
                         from orchestrator.comparison import run_comparison
 
+                        gc.freeze()  # what is here stays; what a run leaves behind is looked for
+                        gc.set_threshold(DRIVER_GARBAGE)
                         return run_comparison(experiment, prepared, earlier, cluster, mirror, console)
                     except KeyboardInterrupt:
                         command = f"python -m orchestrator.run --resume {shlex.quote(experiment.location)}"
