@@ -42,8 +42,11 @@ def read(file: str, columns: list[str], count: int | None = None) -> dict[str, l
     return {"text": [row[text] for row in rows], "label": [int(row[label]) for row in rows]}
 
 
-def train(config: dict[str, Any], experiment: Experiment, method: str) -> None:
-    """Train one trial and report every evaluation: a Ray Tune function trainable."""
+def train(config: dict[str, Any], task: dict[str, Any]) -> None:
+    """Train one trial and report every evaluation: a Ray Tune function trainable.
+
+    It is given plain values, so that its process imports nothing of ours, which would make it start faster.
+    """
     import torch
     from datasets import Dataset
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
@@ -59,20 +62,18 @@ def train(config: dict[str, Any], experiment: Experiment, method: str) -> None:
     )
 
     torch.set_num_threads(1)
-    number = config.pop("number")
-    spec = experiment.trial_spec(Assignment(method, number, config))
-    torch.manual_seed(spec.seed)
-    settings, data, path = spec.training, experiment.data, experiment.model.path
+    kind, seed, path, data = task["kind"], task["seed"], task["path"], task["data"]
+    settings = {**task["settings"], **config}
+    torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
     def tokenized(file: str, count: int | None) -> Dataset:
         def tokenize(rows: dict[str, list[Any]]) -> Any:
-            return tokenizer(rows["text"], truncation=True, max_length=data.max_length)
+            return tokenizer(rows["text"], truncation=True, max_length=data["max_length"])
 
-        assert data.columns is not None
-        return Dataset.from_dict(read(file, data.columns, count)).map(
+        return Dataset.from_dict(read(file, data["columns"], count)).map(
             tokenize, batched=True, remove_columns=["text"]
         )
 
@@ -84,28 +85,28 @@ def train(config: dict[str, Any], experiment: Experiment, method: str) -> None:
         num_labels=2,
         pad_token_id=tokenizer.pad_token_id,
         dtype=torch.float32,
-        **({"quantization_config": quantization} if spec.kind == "qlora" else {}),
+        **({"quantization_config": quantization} if kind == "qlora" else {}),
     )
-    if spec.kind == "head":
+    if kind == "head":
         model.base_model.requires_grad_(False)
-    elif spec.kind != "full":
-        if spec.kind == "qlora":
+    elif kind != "full":
+        if kind == "qlora":
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         model = get_peft_model(
             model,
             LoraConfig(
                 task_type=TaskType.SEQ_CLS,
-                r=spec.settings.rank,  # type: ignore[attr-defined]
-                lora_alpha=spec.settings.alpha,  # type: ignore[attr-defined]
+                r=settings["rank"],
+                lora_alpha=settings["alpha"],
                 target_modules=TARGETS,
                 modules_to_save=["score"],
-                use_dora=spec.kind == "dora",
-                fan_in_fan_out=spec.kind != "qlora",
+                use_dora=kind == "dora",
+                fan_in_fan_out=kind != "qlora",
             ),
         )
-    training = tokenized(data.train, data.max_train_examples)
-    steps = settings.epochs * -(-len(training) // settings.batch_size)
-    every = -(-steps // (settings.epochs * settings.evaluations_per_epoch))
+    training = tokenized(data["train"], data["max_train_examples"])
+    steps = settings["epochs"] * -(-len(training) // settings["batch_size"])
+    every = -(-steps // (settings["epochs"] * settings["evaluations_per_epoch"]))
 
     class Report(TrainerCallback):
         evaluations, best = 0, 0.0
@@ -131,29 +132,41 @@ def train(config: dict[str, Any], experiment: Experiment, method: str) -> None:
         model=model,
         args=TrainingArguments(
             output_dir=str(Path(tune.get_context().get_trial_dir()) / "checkpoints"),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
+            num_train_epochs=settings["epochs"],
+            per_device_train_batch_size=settings["batch_size"],
             per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_fraction,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_gradient_norm,
+            learning_rate=settings["learning_rate"],
+            warmup_steps=settings["warmup_fraction"],
+            weight_decay=settings["weight_decay"],
+            max_grad_norm=settings["max_gradient_norm"],
             eval_strategy="steps",
             eval_steps=every,
             save_strategy="best",
             metric_for_best_model="accuracy",
             save_total_limit=1,
-            seed=spec.seed,
+            seed=seed,
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
         ),
         train_dataset=training,
-        eval_dataset=tokenized(str(data.validation), data.max_validation_examples),
+        eval_dataset=tokenized(data["validation"], data["max_validation_examples"]),
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy,
         callbacks=[Report()],
     ).train()
+
+
+def plain_task(experiment: Experiment, method: str) -> dict[str, Any]:
+    """Say in plain values what all trials of a method have in common."""
+    spec = experiment.trial_spec(Assignment(method, 0, experiment.first_trial(method)))
+    return {
+        "kind": spec.kind,
+        "seed": spec.seed,
+        "settings": {**spec.settings.model_dump(), **spec.training.model_dump()},
+        "path": experiment.model.path,
+        "data": experiment.data.model_dump(),
+    }
 
 
 def search(experiment: Experiment, method: str, directory: Path) -> list[dict[str, Any]]:
@@ -181,10 +194,9 @@ def search(experiment: Experiment, method: str, directory: Path) -> list[dict[st
         reduction_factor=wanted.reduction_factor,
         stop_last_trials=False,
     )
-    trainable = tune.with_parameters(train, experiment=experiment, method=method)
+    trainable = tune.with_parameters(train, task=plain_task(experiment, method))
     results = tune.Tuner(
         tune.with_resources(trainable, {"cpu": experiment.resources.cpus_per_trial}),
-        param_space={"number": 0},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler if wanted.early_stopping == "asha" else None,
