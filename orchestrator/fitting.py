@@ -19,7 +19,7 @@ MOST_PER_GPU = 64
 """Trials on one GPU; from a hundred on, a fraction rounded to Ray's parts would let one more in."""
 
 
-LESS_MEMORY = "lower training.micro_batch_size, data.max_length or its largest rank"
+LESS_MEMORY = "set or lower training.micro_batch_size, or lower data.max_length or its largest rank"
 """What to do where a trial needs too much."""
 
 

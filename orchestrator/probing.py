@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from trainables.probe import Peak, probe
 from trainables.trial import TrialSpec, describe, failure_status
 
 LARGER_IS_HUNGRIER = ("rank", "batch_size", "micro_batch_size", "evaluation_batch_size", "dropout")
-"""Numbers that a trial's memory grows with."""
+"""Numbers that a trial's memory grows with; null is as many as there are."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,11 @@ def heaviest_trial(experiment: Experiment, base: BaseModel, method: str) -> Tria
     """Return the trial of a method's search space that holds the most memory."""
     space = experiment.space(method)
     values = experiment.first_trial(method)
-    values |= {name: max(extremes(space[name])) for name in LARGER_IS_HUNGRIER if name in space}
+    values |= {
+        name: max(extremes(space[name]), key=lambda value: math.inf if value is None else value)
+        for name in LARGER_IS_HUNGRIER
+        if name in space
+    }
     if "gradient_checkpointing" in space:
         values["gradient_checkpointing"] = min(extremes(space["gradient_checkpointing"]))
     choices = extremes(space["target_modules"]) if "target_modules" in space else ()

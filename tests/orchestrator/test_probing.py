@@ -22,6 +22,7 @@ from trainables.probe import longest_examples, probe
 def experiment(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Experiment:
     files = {name: str(path) for name, path in data_files.items()}
     searched = {"rank": [2, 8, 4], "batch_size": [4, 8], "target_modules": [["c_fc"], ["c_fc", "c_attn"]]}
+    searched["micro_batch_size"] = [2, None, 4]
     return Experiment.model_validate(
         {
             "model": {"path": str(model_directories["gpt2"])},
@@ -56,6 +57,7 @@ def test_the_hungriest_trial_has_the_largest_of_everything(
     assert lora.settings.model_dump()["rank"] == 8
     assert lora.settings.model_dump()["target_modules"] == ("c_fc", "c_attn")
     assert lora.training.batch_size == 8
+    assert lora.training.micro_batch_size is None, "the whole batch at once takes the most"
     assert heaviest_trial(experiment, prepared.base, "full").training.batch_size == 16
 
 

@@ -90,7 +90,12 @@ def test_the_share_that_is_dropped_and_what_scales_the_rest() -> None:
     masks = Masks(Wrapped(dropout), 100)
     torch.manual_seed(3)
     masks.draw(50, 100, torch.device("cpu"))
-    kept = dropout(torch.ones(50, 100, 8))
+    values = torch.ones(50, 100, 8, requires_grad=True)
+    kept = dropout(values)
+    kept.sum().backward()
+    assert values.grad is not None
+    assert values.grad.equal(kept), "what is kept of a gradient is what is kept of its value"
+    kept = kept.detach()
     assert kept.unique().tolist() == [0, pytest.approx(1 / (1 - P))]
     assert (kept == 0).float().mean() == pytest.approx(P, abs=0.01)
     assert kept.mean() == pytest.approx(1, abs=0.01)
