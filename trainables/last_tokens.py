@@ -138,10 +138,17 @@ def _attention(
 AttentionInterface.register(ATTENTION, _attention)
 
 
-def _find(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+def _find(
+    model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Note which tokens are read, and spare the model its mask.
+
+    Padding comes after the text, and no token attends to later ones: without a mask PyTorch does less.
+    """
     assert isinstance(model, PreTrainedModel)
     input_ids = options["input_ids"] if "input_ids" in options else arguments[0]
     _READ.set(read_tokens(input_ids, model.config.pad_token_id))
+    return arguments, options | {"attention_mask": torch.ones_like(input_ids)}
 
 
 def _forget(model: nn.Module, arguments: tuple[Any, ...], output: object) -> None:

@@ -21,7 +21,7 @@ from transformers import get_linear_schedule_with_warmup
 from trainables.batches import Batch
 from trainables.dropout import Masks
 from trainables.errors import DivergedError
-from trainables.methods.low_rank_layers import unchanged_weights
+from trainables.inference import inference
 from trainables.parallel import ALONE, Group, total
 from trainables.settings import TrainingSettings
 
@@ -186,7 +186,7 @@ def evaluate(
     logits: torch.Tensor | None = None
     try:
         # Not in inference mode: what FSDP gathers there cannot be trained with after it.
-        with torch.no_grad(), unchanged_weights(model):
+        with inference(model):
             for batch in batches:
                 here = batch.to(device)
                 rows = (features.logits(here, dtype) if features else forward(model, here, dtype)).cpu()

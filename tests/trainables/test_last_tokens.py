@@ -60,6 +60,19 @@ def test_what_the_last_token_attends_to_is_computed_of_no_other(masked: bool) ->
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])  # what computes attention differently needs masks
+def test_no_attention_builds_a_mask_for_padding_that_comes_last(model_type: str) -> None:
+    model, seen = tiny(model_type), []
+    narrow_last_block(model)
+    for module in model.modules():
+        if type(module).__name__.endswith("Attention"):
+            module.register_forward_pre_hook(
+                lambda module, arguments, options: seen.append(options["attention_mask"]), with_kwargs=True
+            )
+    model(**texts())
+    assert seen == [None] * 3
+
+
 def test_adapters_get_the_gradients_of_the_whole_pass() -> None:
     def adapted() -> torch.nn.Module:
         torch.manual_seed(2)

@@ -12,7 +12,6 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from trainables.base_model import load_base
-from trainables.methods import low_rank_layers
 from trainables.methods.lora import LoraSettings
 from trainables.methods.low_rank_layers import FastLinear, FastLinear4bit
 from trainables.settings import ModelSettings
@@ -61,47 +60,3 @@ def test_outputs_and_gradients_are_those_of_peft(
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4 * tensor.abs().max().item())
-
-
-@pytest.mark.parametrize("kind", ["lora", "dora", "qlora"])
-@pytest.mark.parametrize("examples", [1, 60])
-@pytest.mark.parametrize("kept_bytes", [0, low_rank_layers.KEPT_BYTES])
-def test_evaluation_is_that_of_peft(
-    kind: str,
-    examples: int,
-    kept_bytes: int,
-    architecture: str,
-    model_directories: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Where there are more tokens than inputs, base and update are summed first; no layer is left changed."""
-    monkeypatch.setattr(low_rank_layers, "KEPT_BYTES", kept_bytes)
-    model = adapted_model(kind, 0.3, model_directories[architecture]).eval()
-    ids = torch.randint(1, model.config.vocab_size, (examples, 16))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        with low_rank_layers.unchanged_weights(model):
-            found = [model(input_ids=ids).logits for _ in range(2)]
-        slow_down(model)
-        expected = model(input_ids=ids).logits
-    torch.testing.assert_close(found, [expected] * 2, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_sums_are_made_once_for_an_evaluation_and_anew_for_the_next(
-    model_directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, made = adapted_model("lora", 0.0, model_directories["gpt2"]).eval(), []
-    merged = low_rank_layers.merged
-    monkeypatch.setattr(low_rank_layers, "merged", lambda *each: made.append(each[0]) or merged(*each))
-    ids = torch.randint(1, model.config.vocab_size, (60, 16))
-    seen = []
-    for _ in range(2):
-        with torch.no_grad(), low_rank_layers.unchanged_weights(model):
-            seen += [model(input_ids=ids).logits for _ in range(3)]
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.data += 0.5
-    assert len(made) == 2 * len(set(made)) > 2, "of those layers that see many tokens"
-    assert torch.equal(seen[0], seen[2])
-    assert not torch.allclose(seen[0], seen[3])

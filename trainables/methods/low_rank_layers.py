@@ -6,9 +6,6 @@ adds what an adapter gives in passes of their own, and for DoRA it builds the wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,12 +18,6 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 LowRankLayer = Linear | Linear4bit
-
-KEPT_BYTES = 128_000_000
-"""At most, of the sums of base and update that an evaluation keeps from one batch to the next."""
-
-_SUMS: ContextVar[dict[LowRankLayer, torch.Tensor] | None] = ContextVar("sums", default=None)
-"""The sums that are kept, by layer, while a model is evaluated."""
 
 
 class FastLinear(Linear):
@@ -57,21 +48,6 @@ def speed_up(model: nn.Module) -> None:
                 module.register_buffer("base_squared_norms", squares, persistent=False)
 
 
-@contextmanager
-def unchanged_weights(model: nn.Module) -> Iterator[None]:
-    """Sum each low-rank layer with its base once, while nobody trains, if all the sums are small enough.
-
-    Else they are made for every batch, so that no more than one is there at a time.
-    """
-    layers = [module for module in model.modules() if isinstance(module, LowRankLayer)]
-    size = sum(4 * _numel(layer) for layer in layers)
-    token = _SUMS.set({} if size <= KEPT_BYTES else None)
-    try:
-        yield
-    finally:
-        _SUMS.reset(token)
-
-
 def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor | None:
     """Return a layer's output ``[..., outputs]`` for inputs ``[..., inputs]``.
 
@@ -83,22 +59,8 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     drops = layer.training and isinstance(dropout, nn.Dropout)
     if layer.disable_adapters or layer.merged or options or (is_dora and drops):
         return None
-    a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-    assert isinstance(a, torch.Tensor)
-    assert isinstance(b, torch.Tensor)
-    magnitude = layer.lora_magnitude_vector[name].weight if is_dora else None
-    assert not isinstance(magnitude, nn.Module)
-    if _can_merge(layer, x):
-        bias = layer.get_base_layer().bias
-        assert not isinstance(bias, nn.Module)
-        kept = _SUMS.get()
-        weight = kept.get(layer) if kept is not None else None
-        if weight is None:
-            weight = merged(layer, a, b, scaling, magnitude)
-            if kept is not None:
-                kept[layer] = weight
-        return nn.functional.linear(x, weight, bias)
-    if not drops and _is_exact(x):  # base and adapter see the same inputs
+    a, b, scaling, magnitude = _adapter(layer)
+    if not drops and is_exact(x):  # base and adapter see the same inputs
         result = _BaseAndAdapter.apply(x.flatten(0, -2), a, b, magnitude, scaling, layer)
         return result.view(*x.shape[:-1], -1)
     base, reduced = layer.base_layer(x), nn.functional.linear(dropout(x), a)
@@ -114,7 +76,7 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     return result.to(base.dtype).view(*x.shape[:-1], -1)
 
 
-def _is_exact(x: torch.Tensor) -> bool:
+def is_exact(x: torch.Tensor) -> bool:
     """Say whether inputs are multiplied in float32."""
     return x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
 
@@ -170,20 +132,20 @@ def _product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Te
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=factor)
 
 
-def _can_merge(layer: LowRankLayer, x: torch.Tensor) -> bool:
-    """Say whether one product with the sum of base and update is the same and cheaper.
+def _adapter(layer: LowRankLayer) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]:
+    """Return A, B, what their product is multiplied by, and DoRA's magnitude."""
+    (name,) = layer.active_adapters
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    magnitude = layer.lora_magnitude_vector[name].weight if name in layer.lora_variant else None
+    assert isinstance(a, torch.Tensor)
+    assert isinstance(b, torch.Tensor)
+    assert not isinstance(magnitude, nn.Module)
+    return a, b, layer.scaling[name], magnitude
 
-    That takes fewer passes than the adapter does over more tokens than there are inputs; in bfloat16 the sum
-    would lose the update.
-    """
-    many = x.numel() > x.shape[-1] ** 2
-    return not layer.training and not torch.is_grad_enabled() and many and _is_exact(x)
 
-
-def merged(
-    layer: LowRankLayer, a: torch.Tensor, b: torch.Tensor, scaling: float, magnitude: torch.Tensor | None
-) -> torch.Tensor:
+def merged_weight(layer: LowRankLayer) -> torch.Tensor:
     """Return the weight that base and adapter come to together, ``[outputs, inputs]``."""
+    a, b, scaling, magnitude = _adapter(layer)
     weight = torch.addmm(_weight(layer), b, a, alpha=scaling)
     return weight if magnitude is None else weight.mul_((magnitude / weight.norm(dim=1))[:, None])
 
@@ -197,12 +159,6 @@ def weight_norms(layer: LowRankLayer, a: torch.Tensor, b: torch.Tensor, scaling:
     inner = torch.addmm(_weight(layer) @ a.T, b, a @ a.T, beta=2, alpha=scaling)
     assert isinstance(layer.base_squared_norms, torch.Tensor)
     return torch.sqrt(layer.base_squared_norms + scaling * (b * inner).sum(dim=1))
-
-
-def _numel(layer: LowRankLayer) -> int:
-    assert layer.in_features is not None
-    assert layer.out_features is not None
-    return layer.in_features * layer.out_features
 
 
 def _weight(layer: LowRankLayer) -> torch.Tensor:

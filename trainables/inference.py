@@ -1,0 +1,125 @@
+"""The linear layers of a model that is evaluated, in fewer passes over memory than gradients need.
+
+A low-rank layer's update is summed with its base, so that one product remains. On a CPU oneDNN adds biases
+and computes GPT-2's GELU within the product (its documentation, 'Primitive Attributes: post-ops'), of weights
+that it has brought into an order of its own once. PyTorch's compiler uses it so; here no compiler is needed.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from torch import nn
+from torch.nn.functional import gelu, linear
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.pytorch_utils import Conv1D
+
+from trainables.methods.low_rank_layers import LowRankLayer, is_exact, merged_weight, weight_of
+
+KEPT_BYTES = 128_000_000
+"""At most, of the weights that an evaluation keeps from one batch to the next."""
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+"""Whether the builds of oneDNN that this was measured with are here."""
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluate a model inside the block, without gradients. Its weights must not change meanwhile.
+
+    Weights that layers make for themselves are kept from one batch to the next if all are small enough. Else
+    only low-rank layers make theirs, for every batch, so that no more than one is there at a time.
+    """
+    layers = {module: FusedLayer(module) for module in _fusible(model)}
+    keeps = sum(layer.bytes for layer in layers.values()) <= KEPT_BYTES
+    # Not in inference mode: what FSDP gathers there cannot be trained with after it.
+    with torch.no_grad(), ExitStack() as changed:
+        for mlp in model.modules():
+            if isinstance(mlp, GPT2MLP) and mlp.c_fc in layers and _is_tanh_gelu(mlp.act):
+                layers[mlp.c_fc].has_gelu = True
+                changed.enter_context(_computed_by(mlp.act, lambda outputs: outputs))
+        for module, layer in layers.items():
+            layer.keeps = keeps
+            if keeps or layer.has_gelu or isinstance(module, LowRankLayer):
+                changed.enter_context(_computed_by(module, layer))
+        yield
+
+
+class FusedLayer:
+    """The forward pass of a linear layer, with its adapter if it has one.
+
+    Arguments:
+        module: the layer as PEFT has wrapped it, or as it is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.keeps = False  # its weight
+        self.has_gelu = False  # GPT-2's, of its outputs
+        self._layer: Any = module
+        self._make_weight = partial(weight_of, module)
+        if isinstance(module, LowRankLayer):
+            self._layer, self._make_weight = module.get_base_layer(), partial(merged_weight, module)
+        self._forward = module.forward
+        self._weight: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of its weight."""
+        of = self._layer
+        return int(4 * (of.nf * of.nx if isinstance(of, Conv1D) else of.out_features * of.in_features))
+
+    def __call__(self, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Return outputs ``[..., outputs]`` for inputs ``[..., inputs]``."""
+        # To make a weight for one batch pays where that has more tokens than the layer has inputs. A sum in
+        # bfloat16 would lose the update.
+        pays = self.keeps or x.numel() > x.shape[-1] ** 2
+        if arguments or options or not pays or not is_exact(x):
+            return self._activated(self._forward(x, *arguments, **options))
+        with_onednn = HAS_ONEDNN and x.device.type == "cpu"
+        weight = self._weight
+        if weight is None:
+            weight = self._make_weight()
+            if self.keeps:
+                weight = torch.ops.mkldnn._reorder_linear_weight(weight) if with_onednn else weight
+                self._weight = weight
+        if not with_onednn:
+            return self._activated(linear(x, weight, self._layer.bias))
+        then: Any = ("gelu", [], "tanh") if self.has_gelu else ("none", [], "")
+        outputs: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self._layer.bias, *then)
+        return outputs
+
+    def _activated(self, outputs: torch.Tensor) -> torch.Tensor:
+        return gelu(outputs, approximate="tanh") if self.has_gelu else outputs
+
+
+def _fusible(model: nn.Module) -> list[nn.Module]:
+    """Find the layers that have adapters and, where oneDNN is of use, those that have none."""
+    adapted: list[nn.Module] = [module for module in model.modules() if isinstance(module, LowRankLayer)]
+    inside = {part for module in adapted for part in module.modules()}
+    plain = (
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D) and not isinstance(module, Linear4bit)
+    )
+    here = (module for module in plain if HAS_ONEDNN and module.weight.device.type == "cpu")
+    return [*adapted, *(module for module in here if module not in inside)]
+
+
+def _is_tanh_gelu(activation: nn.Module) -> bool:
+    return isinstance(activation, nn.GELU) and activation.approximate == "tanh"
+
+
+@contextmanager
+def _computed_by(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Have a module compute something else inside the block."""
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
