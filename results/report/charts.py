@@ -86,10 +86,9 @@ def cost_chart(
             "efficient": rows.efficient,
         }
     )
-    x = alt.X("cost:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
-    y = alt.Y(
-        "accuracy:Q", title="validation accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")
-    )
+    inside = alt.Scale(zero=False, padding=12)  # pixels, so that no mark lies on the frame
+    x = alt.X("cost:Q", title=title, scale=inside, axis=alt.Axis(tickCount=5))
+    y = alt.Y("accuracy:Q", title="validation accuracy", scale=inside, axis=alt.Axis(format=".0%"))
     front = (
         alt.Chart(data[data.efficient].sort_values("cost"))
         .mark_line(interpolate="step-after", strokeDash=[4, 3], color="#808080")
@@ -329,8 +328,10 @@ def bar_chart(table: pd.DataFrame, column: str, title: str, unit: float, methods
             "text": [amount(value, column) for value in table[column].astype(float)],
         }
     ).dropna()
+    longest = data.value.max() if len(data) else 1.0
+    with_text = alt.Scale(domain=[0, 1.15 * float(longest)])  # room for the longest bar's number
     base = alt.Chart(data).encode(
-        x=alt.X("value:Q", title=title, axis=alt.Axis(tickCount=5)),
+        x=alt.X("value:Q", title=title, scale=with_text, axis=alt.Axis(tickCount=5)),
         y=alt.Y("method:N", title=None, sort=list(methods)),
     )
     bars = base.mark_bar().encode(color=method_colors(methods).legend(None))
