@@ -36,18 +36,18 @@ def inference(model: nn.Module) -> Iterator[None]:
     Weights that layers make for themselves are kept from one batch to the next if all are small enough. Else
     only low-rank layers make theirs, for every batch, so that no more than one is there at a time.
     """
-    layers = {module: FusedLayer(module) for module in _fusible(model)}
-    keeps = sum(layer.bytes for layer in layers.values()) <= KEPT_BYTES
+    fusible = [FusedLayer(module) for module in _fusible(model)]
+    keeps = sum(layer.bytes for layer in fusible) <= KEPT_BYTES
+    layers = {layer.module: layer for layer in fusible if keeps or layer.is_adapted}
     # Not in inference mode: what FSDP gathers there cannot be trained with after it.
     with torch.no_grad(), ExitStack() as changed:
+        for module, layer in layers.items():
+            layer.keeps = keeps
+            changed.enter_context(_computed_by(module, layer))
         for mlp in model.modules():
             if isinstance(mlp, GPT2MLP) and mlp.c_fc in layers and _is_tanh_gelu(mlp.act):
                 layers[mlp.c_fc].has_gelu = True
                 changed.enter_context(_computed_by(mlp.act, lambda outputs: outputs))
-        for module, layer in layers.items():
-            layer.keeps = keeps
-            if keeps or layer.has_gelu or isinstance(module, LowRankLayer):
-                changed.enter_context(_computed_by(module, layer))
         yield
 
 
@@ -61,6 +61,8 @@ class FusedLayer:
     def __init__(self, module: nn.Module) -> None:
         self.keeps = False  # its weight
         self.has_gelu = False  # GPT-2's, of its outputs
+        self.module = module
+        self.is_adapted = isinstance(module, LowRankLayer)
         self._layer: Any = module
         self._make_weight = partial(weight_of, module)
         if isinstance(module, LowRankLayer):
