@@ -66,7 +66,7 @@ class Machine:
         path = f"{bin_directory}:{os.environ['PATH']}"
         self.environment = {**kept, "PATH": path, "TMPDIR": str(HOME)}
 
-    def run(self, command: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str, timeout: float = 180, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a shell command here."""
         line = ["nsenter", "-t", str(self.pid), "-a", "bash", "-c", f"cd; {command}"]
         done = subprocess.run(

@@ -47,7 +47,7 @@ class Cluster:
             config[key] = [line.replace("ray start", NODE) for line in config[key]]
         self.file.write_text(yaml.safe_dump(config))
 
-    def ray(self, command: str, timeout: float = 60) -> str:
+    def ray(self, command: str, timeout: float = 180) -> str:
         """Run a command of Ray's at the desk, in the checkout, and return what it prints."""
         done = self.site.desk.run(f"cd {REPOSITORY}; ray {command}", timeout=timeout)
         return done.stdout
@@ -55,9 +55,9 @@ class Cluster:
     def run_at_desk(self, arguments: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the program at the desk."""
         program = f"PYTHONPATH={REPOSITORY} RAY_AUTH_MODE=token python -m orchestrator.run"
-        return self.site.desk.run(f"{program} {' '.join(arguments)}", timeout=120, check=check)
+        return self.site.desk.run(f"{program} {' '.join(arguments)}", timeout=300, check=check)
 
-    def on_head(self, command: str, timeout: float = 60) -> str:
+    def on_head(self, command: str, timeout: float = 180) -> str:
         """Run a command on the head, as a user would."""
         return self.ray(f"exec {self.file} '{command}'", timeout)
 
@@ -72,7 +72,7 @@ def cluster(model_directories: dict[str, Path], data_files: dict[str, Path]) -> 
         cluster = Cluster(site)
         _give_to_head(cluster, model_directories["gpt2"], data_files)
         site.desk.run("ray get-auth-token --generate")
-        cluster.ray(f"up -y {cluster.file}", timeout=120)
+        cluster.ray(f"up -y {cluster.file}", timeout=300)
         yield cluster
     finally:
         site.close()
@@ -106,7 +106,7 @@ def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
     shutil.rmtree(passing)
 
 
-def wait_for(what: Callable[[], object], seconds: float = 90) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 300) -> None:
     """Look until it is so."""
     deadline = time.monotonic() + seconds
     while not what():
@@ -184,7 +184,7 @@ def test_storage_that_not_all_nodes_see_is_refused(cluster: Cluster) -> None:
 def test_a_run_on_the_head_uses_all_nodes(cluster: Cluster) -> None:
     """No host but the head has the model, the data or the checkout."""
     command = f"cd finetune-comparison && python -m orchestrator.run {ONLY}/small.yaml --address auto"
-    printed = cluster.on_head(command, 180)
+    printed = cluster.on_head(command, 600)
     directory = cluster.site.shared / "runs" / "small"
     trials = check_whole(directory, 6)
     assert set(trials.status) == {"completed"}
@@ -218,7 +218,7 @@ def test_a_job_uses_a_host_that_joins_and_outlives_one_that_leaves(cluster: Clus
     cluster.site.add_host(4)
     wait_for(lambda: "host4" in nodes_of(directory))
     cluster.site.hosts[cluster.workers[1]].stop()
-    printed, _ = job.communicate(timeout=180)
+    printed, _ = job.communicate(timeout=600)
     tunnel.terminate()
     assert job.returncode == 0, printed
     trials = check_whole(directory, 12)
@@ -230,5 +230,5 @@ def test_a_job_uses_a_host_that_joins_and_outlives_one_that_leaves(cluster: Clus
 
 def test_ray_down_ends_it(cluster: Cluster) -> None:
     """On the head at once; workers end when they have missed it for a minute, which is not waited for."""
-    cluster.ray(f"down -y {cluster.file}", timeout=120)
+    cluster.ray(f"down -y {cluster.file}", timeout=300)
     assert not cluster.site.hosts[cluster.head].run("pgrep 'raylet|gcs_server'", check=False).stdout
