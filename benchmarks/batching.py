@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -45,12 +46,10 @@ def padded(batch: Batch, columns: int, pad_token_id: int) -> Batch:
     """Pad a batch to so many columns."""
     missing = columns - batch.input_ids.shape[1]
     pad = torch.nn.functional.pad
-    return Batch(
-        pad(batch.input_ids, (0, missing), value=pad_token_id),
-        pad(batch.attention_mask, (0, missing)),
-        batch.labels,
-        batch.positions,
-        batch.tokens,
+    return replace(
+        batch,
+        input_ids=pad(batch.input_ids, (0, missing), value=pad_token_id),
+        attention_mask=pad(batch.attention_mask, (0, missing)),
     )
 
 

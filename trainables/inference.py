@@ -11,10 +11,9 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 from torch.nn.functional import gelu, linear
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
@@ -45,7 +44,7 @@ def inference(model: nn.Module) -> Iterator[None]:
             layer.keeps = keeps
             changed.enter_context(_computed_by(module, layer))
         for mlp in model.modules():
-            if isinstance(mlp, GPT2MLP) and mlp.c_fc in layers and _is_tanh_gelu(mlp.act):
+            if _is_gpt2_mlp(mlp) and mlp.c_fc in layers:
                 layers[mlp.c_fc].has_gelu = True
                 changed.enter_context(_computed_by(mlp.act, lambda outputs: outputs))
         yield
@@ -104,17 +103,21 @@ def _fusible(model: nn.Module) -> list[nn.Module]:
     """Find the layers that have adapters and, where oneDNN is of use, those that have none."""
     adapted: list[nn.Module] = [module for module in model.modules() if isinstance(module, LowRankLayer)]
     inside = {part for module in adapted for part in module.modules()}
-    plain = (
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear | Conv1D) and not isinstance(module, Linear4bit)
-    )
-    here = (module for module in plain if HAS_ONEDNN and module.weight.device.type == "cpu")
-    return [*adapted, *(module for module in here if module not in inside)]
+    plain = (one for one in model.modules() if one not in inside and _is_plain(one)) if HAS_ONEDNN else ()
+    return [*adapted, *plain]
 
 
-def _is_tanh_gelu(activation: nn.Module) -> bool:
-    return isinstance(activation, nn.GELU) and activation.approximate == "tanh"
+def _is_plain(module: nn.Module) -> bool:
+    """Say whether a layer on the CPU does no more than to multiply, which a class derived from it may."""
+    is_linear = getattr(module.forward, "__func__", None) in (nn.Linear.forward, Conv1D.forward)
+    return is_linear and next(module.parameters()).device.type == "cpu"
+
+
+def _is_gpt2_mlp(module: nn.Module) -> TypeGuard[GPT2MLP]:
+    """Say whether a module computes tanh's GELU of what ``c_fc`` gives, by ``act``."""
+    if not isinstance(module, GPT2MLP) or type(module).forward is not GPT2MLP.forward:
+        return False
+    return isinstance(module.act, nn.GELU) and module.act.approximate == "tanh"
 
 
 @contextmanager

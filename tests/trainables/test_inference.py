@@ -85,6 +85,42 @@ def test_weights_are_made_once_for_an_evaluation_and_anew_for_the_next(
     assert not torch.allclose(seen[0], seen[3])
 
 
+class Doubled(nn.Linear):
+    """A layer that does more than its base class, as code that came with a model may."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_a_layer_of_another_class_computes_what_it_does(model_directories: dict[str, Path]) -> None:
+    model = model_of("full", model_directories["gpt2"]).eval()
+    torch.manual_seed(3)
+    model.score = Doubled(model.score.in_features, model.score.out_features)
+    ids = texts(model, 60)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    with inference.inference(model):
+        found = model(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_multiplication_at_other_precisions(precision: str, model_directories: dict[str, Path]) -> None:
+    """What processors with bfloat16 make of it differs in the third digit."""
+    model = model_of("lora", model_directories["gpt2"]).eval()
+    ids = texts(model, 60)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with inference.inference(model):
+            found = model(input_ids=ids).logits
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+
+
 def test_bfloat16_is_left_to_autocast(model_directories: dict[str, Path]) -> None:
     """A sum of a weight and its update would lose the update there."""
     model = model_of("lora", model_directories["gpt2"]).eval()
