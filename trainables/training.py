@@ -185,7 +185,6 @@ def evaluate(
     model.eval()
     logits: torch.Tensor | None = None
     try:
-        # Not in inference mode: what FSDP gathers there cannot be trained with after it.
         with inference(model):
             for batch in batches:
                 here = batch.to(device)

@@ -328,8 +328,8 @@ def bar_chart(table: pd.DataFrame, column: str, title: str, unit: float, methods
             "text": [amount(value, column) for value in table[column].astype(float)],
         }
     ).dropna()
-    longest = data.value.max() if len(data) else 1.0
-    with_text = alt.Scale(domain=[0, 1.15 * float(longest)])  # room for the longest bar's number
+    longest = float(data.value.max()) if len(data) else 0.0
+    with_text = alt.Scale(domain=[0, 1.15 * longest or 1])  # room for the longest bar's number
     base = alt.Chart(data).encode(
         x=alt.X("value:Q", title=title, scale=with_text, axis=alt.Axis(tickCount=5)),
         y=alt.Y("method:N", title=None, sort=list(methods)),
