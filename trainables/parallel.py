@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,10 +37,16 @@ class Group:
 ALONE = Group()
 
 
-def spread(model: nn.Module, group: Group, device: torch.device) -> nn.Module:
+def spread(model: nn.Module, group: Group, device: torch.device, in_parts: bool = False) -> nn.Module:
     """Put a model on its devices, in place, and return what to take training steps with.
 
     A step's gradient is then the mean of the ranks' gradients.
+
+    Arguments:
+        model: the same on every rank.
+        group: the ranks.
+        device: this rank's.
+        in_parts: whether gradients of several backward passes are added up to a step's.
     """
     if group.shards_model:
         _shard(model, group, device)
@@ -48,7 +55,15 @@ def spread(model: nn.Module, group: Group, device: torch.device) -> nn.Module:
     if group.size == 1:
         return model
     # All ranks have made the same model from the same seed, and may not write to weights that they share.
-    return DistributedDataParallel(model, init_sync=False, forward_sync_buffers=False, static_graph=True)
+    # A model may have parameters that no step uses. Finding them once costs least, but takes an exchange in
+    # the first backward pass.
+    return DistributedDataParallel(
+        model,
+        init_sync=False,
+        forward_sync_buffers=False,
+        static_graph=not in_parts,
+        find_unused_parameters=in_parts,
+    )
 
 
 def _shard(model: nn.Module, group: Group, device: torch.device) -> None:
@@ -60,6 +75,14 @@ def _shard(model: nn.Module, group: Group, device: torch.device) -> None:
             fully_shard(module, mesh=mesh)
     # By default the rest would stay whole after a forward pass, and not be what is saved and loaded.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep a model that :func:`spread` returned from exchanging gradients: more are to be added to them.
+
+    FSDP exchanges them all the same, as a rank has no room for those of the whole model.
+    """
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def total(tensor: torch.Tensor, group: Group, device: torch.device) -> torch.Tensor:

@@ -22,7 +22,7 @@ from trainables.batches import Batch
 from trainables.dropout import Masks
 from trainables.errors import DivergedError
 from trainables.inference import inference
-from trainables.parallel import ALONE, Group, total
+from trainables.parallel import ALONE, Group, total, without_exchange
 from trainables.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -125,9 +125,10 @@ def train_step(
         masks: what the model drops of the whole batch, to be cut like it.
     """
     loss = torch.zeros((), device=batch.labels.device)
-    for part in cut(batch, parts, masks):
-        of_part = mean_loss(forward(model, part, dtype), part)
-        of_part.backward()
+    for turn, part in enumerate(cut(batch, parts, masks), 1):
+        with without_exchange(model) if turn < parts else nullcontext():
+            of_part = mean_loss(forward(model, part, dtype), part)
+            of_part.backward()
         loss = loss + of_part.detach()
         del of_part  # and what its graph holds, before the next one's
     # Of the optimizer, who has a list: to ask a model for its parameters takes as long as many a kernel.

@@ -229,7 +229,7 @@ def set_up(
     if group.rank > 0:  # other dropout for its share of a batch
         stream = RandomStream(spec.seed + group.rank, device)
     summary = ModelSummary(*count_parameters(model), model_bytes(model))
-    stepped = spread(model, group, device)
+    stepped = spread(model, group, device, spec.training.micro_batch_size is not None)
     optimizer, schedule = make_optimizer(model, spec.training, total_steps)
     model.train()
     masks = draw_ahead(model, longest)

@@ -44,7 +44,12 @@ def train(
         weights.flags.writeable = False  # as they come out of the object store
     # 64 examples in batches of 9: shares of 5 and 4, and of 1 and nothing at an epoch's end.
     training = TrainingSettings(
-        epochs=3, learning_rate=5e-3, batch_size=9, micro_batch_size=micro, evaluation_batch_size=10
+        epochs=3,
+        learning_rate=5e-3,
+        batch_size=9,
+        micro_batch_size=micro,
+        gradient_checkpointing=micro is not None,
+        evaluation_batch_size=10,
     )
     spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
     state = TrialState()
