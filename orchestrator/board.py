@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import ray
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Passes a driver's orders to every rank, and what came of them back."""
+    """Passes a driver's orders to every rank, and what came of them back.
+
+    All is pickled by whoever gives it: to read it, the board would have to load all that trials need.
+    """
 
     def __init__(self, ranks: int) -> None:
-        self._orders: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(ranks)]
-        self._outcomes: asyncio.Queue[Any] = asyncio.Queue()
+        self._orders: list[asyncio.Queue[bytes | None]] = [asyncio.Queue() for _ in range(ranks)]
+        self._outcomes: asyncio.Queue[bytes] = asyncio.Queue()
 
-    async def give(self, order: Any) -> None:
+    async def give(self, order: bytes | None) -> None:
         for orders in self._orders:
             orders.put_nowait(order)
 
-    async def take(self, rank: int) -> Any:
+    async def take(self, rank: int) -> bytes | None:
         return await self._orders[rank].get()
 
-    async def report(self, outcome: Any) -> None:
+    async def report(self, outcome: bytes) -> None:
         self._outcomes.put_nowait(outcome)
 
-    async def outcome(self) -> Any:
+    async def outcome(self) -> bytes:
         return await self._outcomes.get()

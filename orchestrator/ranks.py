@@ -14,6 +14,7 @@ import ray
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray import cloudpickle as pickle
 from ray import tune
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
@@ -114,8 +115,8 @@ class Ranks:
         return self._inputs.directory / "ray"
 
     def _order(self, verb: str, *arguments: Any) -> Any:
-        ray.get(self._board.give.remote((verb, arguments)))
-        outcome = ray.get(self._board.outcome.remote())
+        ray.get(self._board.give.remote(pickle.dumps((verb, arguments))))
+        outcome = pickle.loads(ray.get(self._board.outcome.remote()))
         if isinstance(outcome, Exception):
             self._board = None
             raise outcome
@@ -130,10 +131,10 @@ def follow(inputs: Inputs, board: Any) -> None:
         torch.cuda.set_device(ray.train.torch.get_device())
     process = TrialProcess(inputs, Group(rank, size, inputs.experiment.resources.parallelism))
     while (order := ray.get(board.take.remote(rank))) is not None:
-        verb, arguments = order
+        verb, arguments = pickle.loads(order)
         outcome = getattr(process, verb)(*arguments)
         if rank == 0:
-            ray.get(board.report.remote(outcome))
+            ray.get(board.report.remote(pickle.dumps(outcome)))
 
 
 def _fit(trainer: TorchTrainer, board: Any) -> None:
@@ -141,7 +142,7 @@ def _fit(trainer: TorchTrainer, board: Any) -> None:
     try:
         trainer.fit()
     except Exception as error:
-        ray.get(board.report.remote(first_cause(error)))
+        ray.get(board.report.remote(pickle.dumps(first_cause(error))))
 
 
 def first_cause(error: Exception) -> Exception:

@@ -75,7 +75,7 @@ class Recorder(tune.Callback):
         self._watchers = watchers
         self._report = report
         self._drop = drop or self._drop_here
-        self._snapshots = Snapshots(directory)
+        self._snapshots = Snapshots(directory, experiment.methods)
         self._next_snapshot = 0.0
         self._kept_at: dict[str, float] = {}  # when a running trial last had nothing to lose
         self._unfinished = {history.spec.trial_id: history for history in earlier.unfinished}

@@ -103,12 +103,17 @@ def write_snapshot(run_directory: Path) -> None:
 class Snapshots:
     """Make a run's tables from its journal again and again; only what has changed is read and converted.
 
+    Trials are in the order in which they took turns, and those of one turn in the order of their methods, as
+    which of them started first is chance.
+
     Arguments:
         run_directory: has the journal, and gets the tables.
+        methods: their names, in the order in which they were asked for.
     """
 
-    def __init__(self, run_directory: Path) -> None:
+    def __init__(self, run_directory: Path, methods: Iterable[str] = ()) -> None:
         self._directory = run_directory
+        self._methods = {name: position for position, name in enumerate(methods)}
         self._known: dict[str, _Journaled] = {}  # by trial
         self._changed: set[str] = set()
 
@@ -141,8 +146,10 @@ class Snapshots:
         if file.stem in self._known and file.stem not in self._changed:
             return self._known[file.stem]
         record = _parse(file)
+        is_confirm, number, started_at = _turn(record)
+        position = self._methods.get(str(record.trial.get("method")), len(self._methods))
         return _Journaled(
-            turn=(*_turn(record), file.name),
+            turn=(is_confirm, number, position, started_at, file.name),
             trial=_cells("trials", record.trial),
             hyperparameters=_hyperparameters(record.trial),
             tables={
@@ -157,7 +164,7 @@ class Snapshots:
 class _Journaled:
     """A journal file as it was read."""
 
-    turn: tuple[bool, int, str, str]
+    turn: tuple[bool, int, int, str, str]
     trial: Sequence[Any]  # its row of the trials table, in the order of the columns
     hyperparameters: Row
     tables: Mapping[str, pa.Table]  # those of the other tables that it has rows of

@@ -83,27 +83,21 @@ def test_the_default_search_is_the_same_with_one_slot(experiment: Path, tmp_path
     pd.testing.assert_frame_equal(table(tmp_path / "runs" / "one"), table(tmp_path / "runs" / "two"))
 
 
-def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(experiment: Path, tmp_path: Path) -> None:
-    wild = '{"kind": "full", "learning_rate": 1e30}'
-    done = run(experiment, "--methods", "head,wild", "--set", f"methods.wild={wild}")
-    assert done.returncode == 0, done.stderr
-    trials = load(tmp_path / "runs" / "small").trials.set_index("method")
-    assert set(trials.loc["wild"].status) == {"diverged"}
-    assert trials.loc["wild"].error.str.contains("loss became nan").all()
-    assert trials.loc["head"].validation_accuracy.notna().all()
-    assert "3 failed" in done.stdout
-
-
-def test_the_same_kind_twice_under_two_names(experiment: Path, tmp_path: Path) -> None:
+def test_one_kind_under_two_names_and_a_method_that_diverges(experiment: Path, tmp_path: Path) -> None:
     done = run(
         experiment,
         *("--set", "methods.attention={kind: lora, target_modules: [c_attn], rank: 2}"),
-        *("--methods", "lora,attention", "--set", "search.trials=1"),
+        *("--set", 'methods.wild={"kind": "full", "learning_rate": 1e30}'),
+        *("--methods", "wild,lora,attention", "--set", "search.trials=1"),
     )
     assert done.returncode == 0, done.stderr
     trials = load(tmp_path / "runs" / "small").trials.set_index("method")
-    assert trials.kind.to_dict() == {"lora": "lora", "attention": "lora"}
+    assert trials.kind.to_dict() == {"wild": "full", "lora": "lora", "attention": "lora"}
     assert trials.trainable_parameters["attention"] < trials.trainable_parameters["lora"]
+    assert trials.status.wild == "diverged"
+    assert "loss became nan" in trials.error.wild
+    assert trials.validation_accuracy[["lora", "attention"]].notna().all(), "the others go on"
+    assert "1 failed" in done.stdout
 
 
 def test_the_best_configurations_are_confirmed_on_test_and_a_copy_of_a_method_is_no_better(

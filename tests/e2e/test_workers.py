@@ -67,8 +67,8 @@ def kill_a_train_worker(pid: int, journal: Path, evaluations: int) -> None:
 def test_two_workers_give_the_results_of_one_also_when_one_of_them_is_killed(
     experiment: Path, tmp_path: Path
 ) -> None:
-    finish(start(experiment, "--name", "one"))
-    two = start(experiment, "--name", "two", "--set", "resources.workers_per_trial=2")
+    finish(start(experiment, "--name", "one", "--methods", "lora"))
+    two = start(experiment, "--name", "two", "--methods", "lora", "--set", "resources.workers_per_trial=2")
     directory = tmp_path / "runs" / "two"
     kill_a_train_worker(two.pid, directory / "journal" / "lora-000.json", evaluations=3)
     finish(two)

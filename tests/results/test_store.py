@@ -41,6 +41,19 @@ def test_writing_a_trial_twice_leaves_one_row(tmp_path: Path) -> None:
     assert len(load(tmp_path).metrics) == 2
 
 
+def test_trials_of_one_turn_are_in_the_order_of_their_methods(tmp_path: Path) -> None:
+    for started_at, method in enumerate(["dora", "unknown", "lora", "full"]):
+        for number in (0, 1):
+            when = f"2026-01-0{started_at + 1}T00:00:00+00:00"
+            write_record(tmp_path, record(f"{method}-{number}", number, method=method, started_at=when))
+    Snapshots(tmp_path, ["full", "lora", "dora"]).write()
+    order = ["full", "lora", "dora", "unknown"]
+    expected = [f"{method}-{number}" for number in (0, 1) for method in order]
+    assert list(load(tmp_path).trials.trial_id) == expected
+    write_snapshot(tmp_path)
+    assert list(load(tmp_path).trials.method[:4]) == ["dora", "unknown", "lora", "full"]
+
+
 def test_missing_and_non_finite_values_are_nulls(tmp_path: Path) -> None:
     write_record(tmp_path, record(validation_loss=float("nan"), train_loss=float("inf")))
     write_snapshot(tmp_path)
