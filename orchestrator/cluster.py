@@ -136,9 +136,7 @@ def connect(address: str | None) -> Cluster:
         _check_address(where, address)
         try:
             _check_token(address)
-            context = ray.init(
-                address, runtime_env=_runtime_env(), log_to_driver=True, logging_level=logging.ERROR
-            )
+            context = _join(address)
         except Exception as error:
             raise ExperimentError([f"{where}: {_reason(error)}"]) from error
     dashboard = getattr(context, "dashboard_url", None)
@@ -147,6 +145,21 @@ def connect(address: str | None) -> Cluster:
         is_joined=address is not None,
         dashboard=f"http://{dashboard}" if dashboard else None,
     )
+
+
+def _join(address: str) -> Any:
+    runtime_env = _runtime_env()
+    options: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.ERROR,
+        "runtime_env": runtime_env,
+    }
+    try:
+        return ray.init(address, **options)
+    except ConnectionAbortedError:
+        # For a program from outside, Ray 2.60 forks a process beside gRPC's threads, which may die at once:
+        # one in fifteen did, where GRPC_ENABLE_FORK_SUPPORT=0 was not set as our cluster files have it.
+        return ray.init(address, **options)
 
 
 def names_cluster(address: str | None) -> bool:
@@ -355,4 +368,6 @@ def _reason(error: Exception) -> str:
         return f"the cluster takes a token; {GIVE_TOKEN}"
     if text == "ray client connection timeout":  # all that the client port says to who has no token
         return f"{text}; if the cluster takes a token, {GIVE_TOKEN}; else {ADDRESSES}"
+    if text.startswith("Initialization failure from server"):  # with the server's traceback
+        return f"it could not serve this program: {text.splitlines()[-1]}; try again"
     return f"{(text or type(error).__name__).splitlines()[0]}; {ADDRESSES}"

@@ -70,13 +70,14 @@ def test_it_brings_the_project_and_its_pinned_dependencies(provider: str) -> Non
 
 
 @pytest.mark.parametrize("provider", CLUSTERS)
-def test_the_dashboard_is_on_loopback_and_a_token_is_asked_for(provider: str) -> None:
+def test_ray_is_started_with_its_dashboard_on_loopback_and_asks_for_a_token(provider: str) -> None:
     config = read(provider)
     starts = {
         part: next(line for line in config[f"{part}_start_ray_commands"] if "ray start" in line)
         for part in ("head", "worker")
     }
     assert "--dashboard-host=127.0.0.1" in starts["head"]
+    assert "GRPC_ENABLE_FORK_SUPPORT=0" in starts["head"]
     assert all("RAY_AUTH_MODE=token" in line for line in starts.values())
     [token] = [remote for remote, local in config["file_mounts"].items() if local == "~/.ray/auth_token"]
     assert token.endswith("/.ray/auth_token")
