@@ -51,16 +51,18 @@ format: $(READY)
 	@$(RUN) -m ruff format .
 	@$(RUN) -m ruff check --fix .
 
-# PyTorch goes first and alone, so that the build asked for is there when others ask for any build.
+# PyTorch goes first and alone, so that the build asked for is there when others ask for any build. All is compiled at
+# the end, as pip would use one core for it; some packages have templates that nobody can compile.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 2; }
 	@echo "setting up $(VENV): a few minutes, once"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "  installing PyTorch"
-	@$(RUN) -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@$(RUN) -m pip install -q --no-compile -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	@echo "  installing everything else"
-	@$(RUN) -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(RUN) -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	@$(RUN) -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 constraints: $(READY)

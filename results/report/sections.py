@@ -32,7 +32,8 @@ def write_part(view: View) -> ExperimentPart:
     parts: tuple[Callable[[View], Section | None], ...] = (
         _methods_section,
         _costs_section,
-        _curves_section,
+        _losses_section,
+        _accuracies_section,
         _tuning_section,
         _surfaces_section,
         _differences_section,
@@ -172,25 +173,31 @@ def _costs_section(view: View) -> Section | None:
     return Section(f"{view.key}-costs", "What accuracy costs", charts=figures) if figures else None
 
 
-def _curves_section(view: View) -> Section | None:
+def _losses_section(view: View) -> Section | None:
+    return _curves_section(view, "train_loss", "Training loss")
+
+
+def _accuracies_section(view: View) -> Section | None:
+    return _curves_section(view, "validation_accuracy", "Validation accuracy")
+
+
+def _curves_section(view: View, metric: str, title: str) -> Section | None:
+    """Show a metric's learning curves, of each method beside the other."""
     curves = view.results.metrics[view.results.metrics.phase == "search"]
+    domain = charts.curve_domain(curves, metric)
     figures = []
-    for metric, title in (("train_loss", "training loss"), ("validation_accuracy", "validation accuracy")):
-        domain = charts.curve_domain(curves, metric)
-        for method in view.methods:
-            mine = curves[curves.method == method]
-            if mine.empty:
-                continue
-            best = view.best.trial_id.get(method)
-            chart = charts.curve_chart(mine, best, metric, view.color(method), domain)
-            count = mine.trial_id.nunique()
-            drawn = min(count, charts.FAINT_TRIALS + 1)
-            of = f"{drawn} of its {count} trials" if drawn < count else f"its {count} trials"
-            description = (
-                f"{title.capitalize()} of {method} by epoch: {best or 'no trial'} bold, {of} in all."
-            )
-            figures.append(view.figure(f"{metric}-{method}", f"{method}: {title}", chart, description))
-    return Section(f"{view.key}-curves", "Learning curves", charts=figures) if figures else None
+    for method in view.methods:
+        mine = curves[curves.method == method]
+        if mine.empty:
+            continue
+        best = view.best.trial_id.get(method)
+        chart = charts.curve_chart(mine, best, metric, view.color(method), domain)
+        count = mine.trial_id.nunique()
+        drawn = min(count, charts.FAINT_TRIALS + 1)
+        of = f"{drawn} of its {count} trials" if drawn < count else f"its {count} trials"
+        description = f"{title} of {method} by epoch: {best or 'no trial'} bold, {of} in all."
+        figures.append(view.figure(f"{metric}-{method}", f"{method}: {title.lower()}", chart, description))
+    return Section(f"{view.key}-{metric}-curves", title, charts=figures) if figures else None
 
 
 def _tuning_section(view: View) -> Section | None:

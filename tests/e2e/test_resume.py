@@ -110,7 +110,10 @@ def test_a_driver_killed_at_random_moments_loses_nothing(
 def test_a_run_may_grow_and_may_not_become_another(
     experiment: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    small = settings("search.trials=1", "training.epochs=1", "confirm.seeds=1", "search.sampler=random")
+    small = [
+        *settings("search.trials=1", "training.epochs=1", "confirm.seeds=1", "search.sampler=random"),
+        *settings("resources.max_concurrent=1"),
+    ]
     finish(start(experiment, "--methods", "head", *small))
     directory = tmp_path / "runs" / "small"
     before = load(directory).trials.set_index("trial_id")
@@ -125,7 +128,7 @@ def test_a_run_may_grow_and_may_not_become_another(
     assert "confirm.seeds: was 1 when the run began, is 0" in said
     assert "may grow" in said
 
-    grown = [*small, *settings("search.trials=3", "confirm.seeds=2", "resources.max_concurrent=1")]
+    grown = [*small, *settings("search.trials=3", "confirm.seeds=2")]
     out = finish(start(experiment, "--resume", directory, "--methods", "head,full", *grown))
     after = load(directory).trials.set_index("trial_id")
     assert "2 trials are done" in out

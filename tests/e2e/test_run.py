@@ -89,6 +89,7 @@ def test_one_kind_under_two_names_and_a_method_that_diverges(experiment: Path, t
         *("--set", "methods.attention={kind: lora, target_modules: [c_attn], rank: 2}"),
         *("--set", 'methods.wild={"kind": "full", "learning_rate": 1e30}'),
         *("--methods", "wild,lora,attention", "--set", "search.trials=1"),
+        *("--set", "resources.max_concurrent=1"),
     )
     assert done.returncode == 0, done.stderr
     trials = load(tmp_path / "runs" / "small").trials.set_index("method")
@@ -107,7 +108,7 @@ def test_the_best_configurations_are_confirmed_on_test_and_a_copy_of_a_method_is
     done = run(
         experiment,
         *("--set", "methods.again={kind: lora, rank: [2, 4]}", "--methods", "head,lora,again"),
-        *("--set", "confirm.seeds=3", "--set", "search.trials=2"),
+        *("--set", "confirm.seeds=3", "--set", "search.trials=2", "--set", "resources.max_concurrent=1"),
     )
     assert done.returncode == 0, done.stderr
     directory = tmp_path / "runs" / "small"

@@ -91,7 +91,7 @@ def head(
     (place / "visitor").mkdir()
     config = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
     start = config["head_start_ray_commands"][-1].removeprefix("ulimit -n 65536; ")
-    mode, *command = shlex.split(start)
+    mode, _, *command = shlex.split(start)
     assert command[:3] == ["ray", "start", "--head"]
     ours = re.compile("--(port|object-manager-port|autoscaling-config)=")
     kept = [part for part in command[3:] if not ours.match(part)]

@@ -77,7 +77,8 @@ def test_a_finished_experiment(browser: Browser, finished: Path, width: int, sch
     opened = Opened(browser, finished, width, scheme)
     opened.check()
     assert opened.headings() == [
-        *("Methods", "What accuracy costs", "Learning curves", "Tuning", "Hyperparameters", "Differences"),
+        *("Methods", "What accuracy costs", "Training loss", "Validation accuracy", "Tuning"),
+        *("Hyperparameters", "Differences"),
         *("Claims", "Failures", "Provenance"),
     ]
     page = opened.page
