@@ -21,6 +21,12 @@ import psutil
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = ("unshare", "nsenter", "ip", "sshd", "ssh", "ssh-keygen", "rsync")
 UNSHARE = ("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc")
+BUILD = """set -e
+    ip link add bridge type bridge
+    ip link add one type veth peer name other
+    mount -t tmpfs tmpfs /run"""
+"""What hosts are made of."""
+
 HOME = Path(pwd.getpwuid(os.getuid()).pw_dir)
 """The home directory, for ssh too, which does not ask $HOME."""
 
@@ -43,7 +49,7 @@ def missing() -> str | None:
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
         return f"needs {', '.join(absent)} (Debian: apt-get install iproute2 openssh-server rsync)"
-    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True)
+    tried = subprocess.run([*UNSHARE, "bash", "-c", BUILD], capture_output=True, text=True)
     return f"needs network namespaces: {tried.stderr.strip()}" if tried.returncode else None
 
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -109,6 +110,20 @@ def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
     shutil.rmtree(passing)
 
 
+@contextmanager
+def submitted(cluster: Cluster, name: str, *settings: str) -> Iterator[subprocess.Popen[str]]:
+    """Submit a run as a job, as a user does through the dashboard's tunnel."""
+    desk = cluster.site.desk
+    tunnel = desk.start(f"cd {REPOSITORY}; exec ray dashboard {cluster.file}")
+    wait_for(lambda: not desk.run("curl -s 127.0.0.1:8265", check=False).returncode)
+    options = " ".join(f"--set '{setting}'" for setting in settings)
+    yield desk.start(
+        f"cd {REPOSITORY}; RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir ."
+        f" -- python -m orchestrator.run {ONLY}/small.yaml --name {name} {options}"
+    )
+    tunnel.terminate()
+
+
 def wait_for(what: Callable[[], object], seconds: float = 300) -> None:
     """Look until it is so."""
     deadline = time.monotonic() + seconds
@@ -203,22 +218,26 @@ def test_a_run_from_outside(cluster: Cluster) -> None:
     assert f'pandas.read_parquet("{directory}/trials.parquet")' in done.stdout
 
 
-def test_a_job_uses_all_hosts_and_one_that_joins_and_outlives_one_that_leaves(cluster: Cluster) -> None:
+def test_a_job_uses_all_hosts(cluster: Cluster) -> None:
     """No host but the head has the model, the data or the checkout."""
-    desk, directory = cluster.site.desk, cluster.site.shared / "runs" / "job"
-    tunnel = desk.start(f"cd {REPOSITORY}; exec ray dashboard {cluster.file}")
-    wait_for(lambda: not desk.run("curl -s 127.0.0.1:8265", check=False).returncode)
-    job = desk.start(
-        f"cd {REPOSITORY}; RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir ."
-        f" -- python -m orchestrator.run {ONLY}/small.yaml --name job --set search.trials=4"
-    )
-    wait_for(lambda: nodes_of(directory) == {"host1", "host2", "host3"} or job.poll() is not None)
-    assert job.poll() is None, job.communicate()
-    cluster.site.add_host(4)
-    wait_for(lambda: "host4" in nodes_of(directory))
-    cluster.site.hosts[cluster.workers[1]].stop()
-    printed, _ = job.communicate(timeout=600)
-    tunnel.terminate()
+    directory = cluster.site.shared / "runs" / "job"
+    with submitted(cluster, "job", "methods={full: {}}", "search.trials=3", "confirm.seeds=0") as job:
+        printed, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, printed
+    trials = check_whole(directory, 3)
+    assert set(trials.status) == {"completed"}
+    assert set(trials.node) == {"host1", "host2", "host3"}
+
+
+def test_a_host_that_joins_is_used_and_one_that_leaves_loses_nothing(cluster: Cluster) -> None:
+    directory = cluster.site.shared / "runs" / "long"
+    with submitted(cluster, "long", "search.trials=4") as job:
+        wait_for(lambda: nodes_of(directory) == {"host1", "host2", "host3"} or job.poll() is not None)
+        assert job.poll() is None, job.communicate()
+        cluster.site.add_host(4)
+        wait_for(lambda: "host4" in nodes_of(directory))
+        cluster.site.hosts[cluster.workers[1]].stop()
+        printed, _ = job.communicate(timeout=600)
     assert job.returncode == 0, printed
     trials = check_whole(directory, 10)
     # What ran on host3 went on elsewhere from its last evaluation.

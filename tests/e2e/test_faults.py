@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import psutil
 import pytest
+from filelock import FileLock
 
 from results import load
 
@@ -58,12 +60,17 @@ def seconds_until_another_worker(pid: int, directory: Path, trial_id: str, what:
 def whole(
     tmp_path_factory: pytest.TempPathFactory, model_directories: dict[str, Path], data_files: dict[str, Path]
 ) -> Path:
-    """The directory of a run that nothing happens to."""
-    directory = tmp_path_factory.mktemp("whole")
-    experiment = write_experiment(directory, model_directories["gpt2"], data_files)
-    done = run(experiment, "--name", "whole", *LONG)
-    assert done.returncode == 0, done.stderr
-    return directory / "runs" / "whole"
+    """The directory of a run that nothing happens to, made once for all processes that share the tests."""
+    own = tmp_path_factory.getbasetemp()
+    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "whole"
+    directory = place / "runs" / "whole"
+    with FileLock(f"{place}.lock"):
+        if not directory.exists():
+            place.mkdir()
+            experiment = write_experiment(place, model_directories["gpt2"], data_files)
+            done = run(experiment, "--name", "whole", *LONG)
+            assert done.returncode == 0, done.stderr
+    return directory
 
 
 RUN_WITH_A_CLOCK_THAT_JUMPS = """
