@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import logging
 import os
 import resource
 import tempfile
@@ -26,7 +27,6 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from benchmarks.sleeper import EVALUATIONS, SECONDS, Sleeper
-from orchestrator.cluster import connect
 from orchestrator.experiment import DEFAULT_METHODS, Experiment
 from orchestrator.phases import run_phases
 from orchestrator.progress import Display
@@ -99,7 +99,8 @@ def measure(trials: int, slots: int, profile: Path | None) -> Measured:
         )
         directory = experiment.run_directory
         directory.mkdir()
-        connect(None)
+        # Not as a run joins a cluster: simulated nodes share one copy of its code, and each removes it.
+        ray.init(os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
         nothing = ray.put(None)
         inputs = SleepingInputs(experiment, directory, nothing, nothing, nothing)
         provenance = Provenance("", "none", "", {}, None, {}, ())
@@ -150,6 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scale-") as temporary:
         # A directory of its own, so that no other program takes this cluster for its own.
         os.environ["RAY_TMPDIR"] = temporary
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
         started = time.monotonic()
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         for _ in range(options.nodes):
