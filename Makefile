@@ -20,7 +20,7 @@ test: $(READY)
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # 'ray up' on hosts of network namespaces. Needs root and Debian's iproute2, openssh-server and rsync; where they
-# are missing it is skipped and says so. Five minutes, half of them waiting; .ci/run leaves out the two of nodes
+# are missing it is skipped and says so. Five minutes, half of them waiting; .ci/run leaves out the one of nodes
 # that come and go.
 test-cluster: $(READY)
 	@$(RUN) -m pytest -m cluster -rs tests/cluster $(ARGS)

@@ -11,6 +11,7 @@ import socket
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -148,18 +149,15 @@ def connect(address: str | None) -> Cluster:
 
 
 def _join(address: str) -> Any:
-    runtime_env = _runtime_env()
-    options: dict[str, Any] = {
-        "log_to_driver": True,
-        "logging_level": logging.ERROR,
-        "runtime_env": runtime_env,
-    }
+    join = partial(
+        ray.init, address, runtime_env=_runtime_env(), log_to_driver=True, logging_level=logging.ERROR
+    )
     try:
-        return ray.init(address, **options)
+        return join()
     except ConnectionAbortedError:
         # For a program from outside, Ray 2.60 forks a process beside gRPC's threads, which may die at once:
         # one in fifteen did, where GRPC_ENABLE_FORK_SUPPORT=0 was not set as our cluster files have it.
-        return ray.init(address, **options)
+        return join()
 
 
 def names_cluster(address: str | None) -> bool:
