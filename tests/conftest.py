@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from transformers import (
 )
 
 hypothesis.settings.register_profile("soak", max_examples=3000, print_blob=True)
+
+# Ray lets its workers yield to all else (a niceness of 15): beside other tests they would hardly get on.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [

@@ -37,6 +37,7 @@ HostKey {key}
 ListenAddress {address}
 PermitRootLogin yes
 PidFile none
+SetEnv RAY_worker_niceness=0
 StrictModes no
 UsePAM no
 """

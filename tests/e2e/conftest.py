@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import write_experiment
+from runs import end_started, write_experiment
 
 from results import load
 
@@ -72,6 +72,12 @@ def ledger() -> Iterator[Ledger]:
             f" {platform.python_version()}. Seconds are the median (least to most); a new worker or driver"
             f" imports torch, transformers and peft first.\n\n{kept.table()}\n"
         )
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left() -> Iterator[None]:
+    yield
+    end_started()
 
 
 @pytest.fixture

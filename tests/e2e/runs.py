@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import psutil
@@ -63,8 +63,8 @@ def write_experiment(directory: Path, model: Path, data_files: dict[str, Path]) 
     return file
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "orchestrator.run", *map(str, arguments)]
+started: list[subprocess.Popen[str]] = []
+"""Runs of a test, which none outlives."""
 
 
 def run(
@@ -75,20 +75,38 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "orchestrator.run"),
+    out: IO[str] | int = subprocess.PIPE,
+) -> subprocess.Popen[str]:
     """Start a run.
 
     Arguments:
         arguments: of the command.
         environment: variables that it gets beside this process's.
+        program: that Python runs with these arguments.
+        out: where it prints to.
     """
-    return subprocess.Popen(
-        command(*arguments),
+    process = subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
         env={**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=out,
+        stderr=subprocess.PIPE if out == subprocess.PIPE else subprocess.STDOUT,
         text=True,
     )
+    started.append(process)
+    return process
+
+
+def end_started() -> None:
+    """End the runs that a test has left, as only one that fails does, and show what they printed."""
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            print(*_wait(process, 60))
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -105,7 +123,7 @@ def _wait(process: subprocess.Popen[str], seconds: float = 300) -> tuple[str, st
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER
         out, err = process.communicate()
-        log = re.search("results and log.txt in (.*)", out)
+        log = re.search("results and log.txt in (.*)", out or "")
         end = (Path(log[1]) / "log.txt").read_text()[-10_000:] if log else ""
         raise AssertionError(f"not done in {seconds} s: {out}{err}{end}") from None
 

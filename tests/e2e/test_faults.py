@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from conftest import Ledger
 from runs import (
     assert_same,
-    command,
     finish,
     run,
     seconds_until_training,
@@ -95,13 +93,8 @@ def test_workers_that_are_killed_and_hang_and_a_clock_that_jumps_change_nothing(
 ) -> None:
     """The driver's clock: workers look at none but the monotonic one, which never jumps."""
     jump, directory = tmp_path / "jump", tmp_path / "runs" / "cut"
-    arguments = [str(jump), str(experiment), "--name", "cut", *LONG, *settings("resources.trial_timeout=5")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN_WITH_A_CLOCK_THAT_JUMPS, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments = [jump, experiment, "--name", "cut", *LONG, *settings("resources.trial_timeout=10")]
+    process = start(*arguments, program=["-c", RUN_WITH_A_CLOCK_THAT_JUMPS])
     wait_for_evaluations(directory, "full-000", more=7)
     jumped = seconds_until_training(directory, "full-000", jump.touch)
     killed = seconds_until_another_worker(process.pid, directory, "full-000", signal.SIGKILL)
@@ -109,14 +102,14 @@ def test_workers_that_are_killed_and_hang_and_a_clock_that_jumps_change_nothing(
     out = finish(process)
     ledger.enter("the clock jumps back", "two hours, in the driver", directory, 2, jumped)
     ledger.enter("a worker dies", "SIGKILL", directory, 2, killed)
-    ledger.enter("a worker hangs", "SIGSTOP; trial_timeout of 5 s", directory, 2, hung)
+    ledger.enter("a worker hangs", "SIGSTOP; trial_timeout of 10 s", directory, 2, hung)
 
     assert_same(directory, whole)
     trials = load(directory).trials.set_index("trial_id")
     assert set(trials.status) == {"completed"}
     assert trials.retries.to_dict() == {"full-000": 1, "lora-000": 1}
     assert "full-000: The actor died" in out
-    assert "lora-000: no report for 5 s (resources.trial_timeout)" in out
+    assert "lora-000: no report for 10 s (resources.trial_timeout)" in out
     assert out.count("in another process, try 2 of 3") == 2
     assert trials.started_at["lora-000"] < trials.started_at["full-000"], "the clock did not jump"
     assert (trials[["train_seconds", "evaluation_seconds"]] >= 0).all(axis=None)
@@ -160,11 +153,7 @@ def test_a_run_waits_while_its_disk_is_full(
 ) -> None:
     directory, printed = small_disk / "cut", experiment.with_suffix(".out")
     with open(printed, "w") as out:
-        process = subprocess.Popen(
-            command(experiment, "--name", "cut", *LONG, *settings("resources.max_failures=5")),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+        process = start(experiment, "--name", "cut", *LONG, *settings("resources.max_failures=5"), out=out)
     wait_for_evaluations(directory, "full-000", more=7)
     ballast = small_disk / "ballast"
 

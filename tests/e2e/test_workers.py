@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from runs import finish, start
 
 from results import load
 
@@ -37,17 +36,6 @@ def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: d
     }
     file.write_text(json.dumps(values))  # JSON is YAML
     return file
-
-
-def start(experiment: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator.run", str(experiment), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    return out
 
 
 def kill_a_train_worker(pid: int, journal: Path, evaluations: int) -> None:
