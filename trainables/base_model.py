@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from trainables.dropout import let_draw_ahead
+from trainables.attention import let_draw_ahead
 from trainables.errors import InputError
 from trainables.last_tokens import last_block, narrow_last_block
 from trainables.settings import ModelSettings

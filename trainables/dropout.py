@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 ATTENTION = "sdpa_with_drawn_dropout"
-"""What transformers knows :func:`attend` by."""
+"""What transformers knows attention by that drops as it is told, :func:`trainables.attention.attend`."""
 
 LONGEST = 128
 """Tokens of texts of which attention to all of them needs little memory."""
@@ -74,7 +71,10 @@ class Masks:
         is_long = bool(self._attention) and longest > LONGEST
         self.is_of_use = self._is_known and not is_long and not (again and repeats)
         for module in self._sites if self.is_of_use else ():
-            vars(module)["drop" if module in self._attention else "forward"] = partial(self.drop, module)
+            if module in self._attention:
+                vars(module)["next_mask"] = partial(self.next_mask, module)
+            else:
+                vars(module)["forward"] = partial(self.drop, module)
 
     def next_site(self, module: nn.Module) -> tuple[Sort, int]:
         """Return the sort of the mask that a module needs now, and its number among these."""
@@ -116,18 +116,17 @@ class Masks:
         self._drawn = drawn
         self._calls.clear()
 
+    def next_mask(self, module: nn.Module) -> tuple[torch.Tensor, float]:
+        """Return the mask that a module needs now, and what scales the values that it keeps."""
+        sort, index = self.next_site(module)
+        return self._drawn[sort][index], 1 / (1 - sort.p)
+
     def drop(self, module: nn.Module, values: torch.Tensor) -> torch.Tensor:
         """Return what is kept of a module's values, ``[trials x texts, ...]``: all, unless it trains."""
         if not module.training:
             return values
-        sort, index = self.next_site(module)
-        mask = self._drawn[sort][index]
-        shaped = values.reshape(mask.shape)
-        if mask.dtype == torch.uint8:
-            shaped = _Keep.apply(shaped, mask, 1 / (1 - sort.p))
-        else:
-            shaped = (shaped * mask).to(values.dtype)
-        return shaped.reshape(values.shape)
+        mask, factor = self.next_mask(module)
+        return (_Keep.apply if mask.dtype == torch.uint8 else keep)(values, mask, factor)
 
     def _find(self, model: nn.Module) -> None:
         """Pass a text through the model and note what drops."""
@@ -171,23 +170,31 @@ class Masks:
 
 
 class _Keep(torch.autograd.Function):
-    """Keeps of values what a mask of bytes, 0 or 1, says, times a factor.
-
-    It takes two passes, as many as a mask of four bytes, and the second finds its numbers in the cache.
-    """
+    """Keeps of values what a mask of bytes says; autograd by itself would keep a tensor more."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.mask, ctx.factor = mask, factor
-        return _keep(values, mask, factor)
+        return keep(values, mask, factor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _keep(gradient, ctx.mask, ctx.factor), None, None
+        return keep(gradient, ctx.mask, ctx.factor), None, None
 
 
-def _keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
+def keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return values, or their gradient, where a mask is not zero, scaled.
+
+    Arguments:
+        values: of the mask's shape, but for ones.
+        mask: what scales each, or bytes of 0 and 1. These take two passes, as many as a mask of four bytes,
+            and the second finds its numbers in the cache.
+        factor: scales values that are kept by bytes.
+    """
+    mask = mask.reshape(values.shape)
+    if mask.dtype != torch.uint8:
+        return (values * mask).to(values.dtype)
     result = mask.to(values.dtype)
     return torch.addcmul(values.new_zeros(()), result, values, value=factor, out=result)
 
@@ -217,61 +224,3 @@ def draw_ahead(model: nn.Module, longest: int) -> Masks:
     if masks.counts and masks.is_of_use:
         model.register_forward_pre_hook(draw, with_kwargs=True)
     return masks
-
-
-def attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute attention, as PyTorch does it but where a module drops by masks that were drawn ahead.
-
-    Arguments and result are those of transformers' ``sdpa_attention_forward``; a mask is true where a token
-    attends to another.
-    """
-    drop, note = vars(module).get("drop"), vars(module).get("note")
-    if not dropout or (drop is None and note is None) or options.get("position_bias") is not None:
-        common: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
-        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **common, **options
-        )
-        return output
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    weights = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is None and causal and query.shape[2] > 1:
-        attention_mask = torch.ones(weights.shape[2:], dtype=torch.bool, device=weights.device).tril()
-    if attention_mask is not None:
-        weights = weights.masked_fill(~attention_mask, -torch.inf)
-    weights = weights.softmax(dim=-1)
-    if drop is not None:
-        weights = drop(weights)
-    elif note is not None:
-        note(dropout, weights)
-    return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-def attend_as(attention: nn.Module, name: str) -> None:
-    """Have one of a model's attentions computed by what transformers knows by a name."""
-    config = copy(attention.config)
-    assert isinstance(config, PreTrainedConfig)
-    config._attn_implementation = name
-    vars(attention)["config"] = config
-
-
-def let_draw_ahead(model: PreTrainedModel) -> None:
-    """Have a model's attentions computed by :func:`attend`, in place."""
-    for module in model.modules():
-        is_attention = type(module).__name__.endswith("Attention")
-        if is_attention and getattr(vars(module).get("config"), "_attn_implementation", None) == "sdpa":
-            attend_as(module, ATTENTION)
-
-
-AttentionInterface.register(ATTENTION, attend)

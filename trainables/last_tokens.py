@@ -16,9 +16,10 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from trainables import dropout
+from trainables.attention import attend, attend_as
 
 ATTENTION = f"{dropout.ATTENTION}_of_read_tokens"
-"""What transformers knows :func:`attend` by."""
+"""What transformers knows :func:`attend_from_read` by."""
 
 DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Architectures, by ``model_type``, whose last block ends with an MLP that is added to its inputs."""
@@ -35,7 +36,7 @@ def narrow_last_block(model: PreTrainedModel) -> None:
     model.register_forward_hook(_forget, always_call=True)
     mlp.register_forward_pre_hook(_narrow)
     if (attention := last_attention(model)) is not None and model.config._attn_implementation == "sdpa":
-        dropout.attend_as(attention, ATTENTION)
+        attend_as(attention, ATTENTION)
 
 
 def has_last_token_head(model: PreTrainedModel) -> bool:
@@ -92,7 +93,7 @@ def take_read(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
 
 
-def attend(
+def attend_from_read(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -111,14 +112,14 @@ def attend(
         attention_mask: [texts, 1, longest, longest], true where a token attends to another; None is to all
             before it and itself.
         read: [texts].
-        options: of :func:`trainables.dropout.attend`.
+        options: of :func:`trainables.attention.attend`.
     """
     texts = torch.arange(len(read), device=read.device)
     if attention_mask is None:
         mask = (torch.arange(key.shape[2], device=read.device) <= read[:, None])[:, None, None]
     else:
         mask = attention_mask[texts, :, read][:, :, None]
-    return dropout.attend(module, query[texts, :, read][:, :, None], key, value, mask, **options)[0]
+    return attend(module, query[texts, :, read][:, :, None], key, value, mask, **options)[0]
 
 
 def _attention(
@@ -131,8 +132,8 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     read = _READ.get()
     if read is None:
-        return dropout.attend(module, query, key, value, attention_mask, **options)
-    return attend(module, query, key, value, attention_mask, read, **options), None
+        return attend(module, query, key, value, attention_mask, **options)
+    return attend_from_read(module, query, key, value, attention_mask, read, **options), None
 
 
 AttentionInterface.register(ATTENTION, _attention)

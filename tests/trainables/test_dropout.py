@@ -6,7 +6,6 @@ import pytest
 import torch
 from decoders import tiny
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
@@ -17,7 +16,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from trainables.dropout import LONGEST, Masks, Sort, draw_ahead, let_draw_ahead
+from trainables.attention import let_draw_ahead
+from trainables.dropout import LONGEST, Masks, Sort, draw_ahead
 
 P = 0.25
 
@@ -145,18 +145,3 @@ def test_a_head_that_reads_the_end_of_text_finds_one() -> None:
     config.encoder_attention_heads = config.decoder_attention_heads = 2
     model = BartForSequenceClassification(config).train()
     assert not draw_ahead(model, 9).counts, "it drops by no module"
-
-
-def test_attention_without_a_mask_is_causal() -> None:
-    model = gpt2(attn_pdrop=1e-9)
-    draw_ahead(model, 9)
-    whole = {"input_ids": torch.randint(1, 50, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
-    model.config.resid_pdrop = model.config.embd_pdrop = 0.0
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.eval()
-    with torch.no_grad():
-        found = model(**whole).logits
-        with sdpa_kernel(SDPBackend.MATH):
-            expected = model.eval()(**whole).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -68,7 +68,7 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     if magnitude is not None:
         # Liu et al. 2024, equation 5, whose norm is a constant to the gradient (section 4.3). The bias is not
         # scaled: scale * (result - bias) + bias.
-        scale, bias = magnitude / weight_norms(layer, a, b, scaling), layer.get_base_layer().bias
+        scale, bias = magnitude / weight_norms(layer, a, b, scaling), layer.base_layer.bias
         if isinstance(bias, torch.Tensor):
             result = torch.addcmul(bias - scale * bias, result, scale)
         else:
@@ -98,7 +98,7 @@ class _BaseAndAdapter(torch.autograd.Function):
         scaling: float,
         layer: LowRankLayer,
     ) -> torch.Tensor:
-        weight, bias, reduced = _weight(layer), layer.get_base_layer().bias, x @ a.T
+        weight, bias, reduced = _weight(layer), layer.base_layer.bias, x @ a.T
         assert not isinstance(bias, nn.Module)
         ctx.scaling, ctx.layer = scaling, layer  # whose 4-bit weight is dequantized once more, and not kept
         if magnitude is None:
@@ -118,7 +118,7 @@ class _BaseAndAdapter(torch.autograd.Function):
         if of_dora:
             magnitude, scale, outputs = of_dora
             of_magnitude = (gradient * outputs).sum(dim=0)
-            if (bias := ctx.layer.get_base_layer().bias) is not None:
+            if (bias := ctx.layer.base_layer.bias) is not None:
                 of_magnitude -= bias * gradient.sum(dim=0)
             of_magnitude /= magnitude
             gradient = gradient * scale
@@ -163,7 +163,7 @@ def weight_norms(layer: LowRankLayer, a: torch.Tensor, b: torch.Tensor, scaling:
 
 def _weight(layer: LowRankLayer) -> torch.Tensor:
     """Return the base's weight, ``[outputs, inputs]``, dequantized."""
-    return weight_of(layer.get_base_layer())
+    return weight_of(layer.base_layer)
 
 
 def weight_of(layer: nn.Module) -> torch.Tensor:

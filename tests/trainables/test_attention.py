@@ -1,0 +1,111 @@
+"""Attention that drops as it is told is what its formula says, and so are its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from trainables.attention import attend, let_draw_ahead
+from trainables.dropout import draw_ahead
+
+TEXTS, HEADS, TOKENS, WIDTH, P = 3, 4, 7, 5, 0.25
+EARLIER = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+PADDED = (torch.arange(TOKENS) < torch.tensor([7, 4, 1])[:, None])[:, None, None] & EARLIER
+
+
+class Told(nn.Module):
+    """An attention that has been given a mask of zeros, and bytes or numbers that keep."""
+
+    def __init__(self, mask: torch.Tensor, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+        self.next_mask = lambda: (mask, 1 / (1 - P))
+
+
+def formula(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """Compute Vaswani et al. 2017, section 3.2.1, ``[texts, tokens, heads, width]``."""
+    groups = HEADS // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    weights = (query @ key.mT / WIDTH**0.5).masked_fill(~seen, -torch.inf).softmax(dim=-1)
+    return (weights * kept @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+@pytest.mark.parametrize("of_bytes", [False, True])
+@pytest.mark.parametrize(("queries", "groups"), [(TOKENS, 1), (TOKENS, 2), (1, 1)])
+def test_outputs_and_gradients(
+    is_given: bool, of_bytes: bool, queries: int, groups: int, device: torch.device
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(HEADS, queries), (HEADS // groups, TOKENS), (HEADS // groups, TOKENS)]
+    # As layers make them: [texts, tokens, heads, width], transposed.
+    inputs = [torch.randn(TEXTS, tokens, heads, WIDTH, generator=generator) for heads, tokens in sizes]
+    drawn = torch.rand(TEXTS, HEADS, queries, TOKENS, generator=generator) > P
+    mask = drawn.view(torch.uint8) if of_bytes else drawn / (1 - P)
+    seen = PADDED if is_given else EARLIER
+    seen = seen[..., -queries:, :] if queries > 1 or is_given else torch.ones(1, TOKENS, dtype=torch.bool)
+    results = []
+    for ours in (True, False):
+        leaves = [one.to(device).requires_grad_() for one in inputs]
+        attended = [one.transpose(1, 2) for one in leaves]
+        if ours:
+            told = Told(mask[None].to(device), groups)
+            output, _ = attend(told, *attended, seen.to(device) if is_given else None, dropout=P)
+        else:
+            output = formula(*attended, seen.to(device), drawn.to(device) / (1 - P))
+        weighed = output * torch.linspace(-1, 1, WIDTH, device=device)
+        weighed.square().sum().backward()
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert results[0][0].is_contiguous()
+
+
+def test_bfloat16(device: torch.device) -> None:
+    """By autocast, which ends before the backward pass; softmax is in float32 there."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(TEXTS, HEADS, TOKENS, WIDTH, device=device) for _ in range(3)]
+    kept = (torch.rand(TEXTS, HEADS, TOKENS, TOKENS, device=device) > P) / (1 - P)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        leaves = [one.to(dtype).requires_grad_() for one in inputs]
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            if dtype == torch.bfloat16:
+                output, _ = attend(Told(kept, 1), *leaves, None, dropout=P)
+                assert output.dtype == dtype
+            else:
+                output = formula(*leaves, EARLIER.to(device), kept)
+        output.float().square().sum().backward()
+        results.append([one.float() for one in (output, *(leaf.grad for leaf in leaves))])
+    torch.testing.assert_close(*results, rtol=0.05, atol=0.1)
+
+
+def test_attention_without_a_mask_is_causal() -> None:
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(
+        GPT2Config(
+            vocab_size=50,
+            n_positions=32,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
+            attn_pdrop=1e-9,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
+    ).train()
+    let_draw_ahead(model)
+    assert draw_ahead(model, 9).is_of_use
+    whole = {"input_ids": torch.randint(1, 50, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    with torch.no_grad():
+        found = model(**whole).logits
+        with sdpa_kernel(SDPBackend.MATH):
+            expected = model.eval()(**whole).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
