@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from orchestrator.errors import ExperimentError
 from orchestrator.resume import UNFINISHED
+from orchestrator.rows import TrialHistory
 from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
 from results.store import read_journal
 
@@ -100,6 +101,16 @@ class Mirror:
         with self._lock:
             self._dropped.append(name)
 
+    def changed(self, trial: TrialHistory) -> None:
+        """Keep what a trial writes that begins anew, whatever was to be dropped of one with its name."""
+        if trial.status == "running" and self._dropped:
+            with self._lock:
+                self._dropped = [name for name in self._dropped if Path(name).name != trial.spec.trial_id]
+
+    def _is_dropped(self, name: str) -> bool:
+        with self._lock:
+            return name in self._dropped
+
     def finish(self, report: Callable[[str], None]) -> bool:
         """Carry over the rest, for as long as it takes, and remove the local copy; say whether all is there.
 
@@ -177,9 +188,9 @@ class Mirror:
                 del self._known[name]
             if len(due) < len(changed):
                 return  # what is to be dropped may be named in what has not been carried over
-            list(pool.map(self._remote.remove_directory, dropped))
+            list(pool.map(self._remote.remove_directory, filter(self._is_dropped, dropped)))
         with self._lock:
-            self._dropped = self._dropped[len(dropped) :]
+            self._dropped = [name for name in self._dropped if name not in dropped]
 
     def _upload(self, name: str) -> str:
         started = time.monotonic()

@@ -93,10 +93,10 @@ def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -
         "base_model_fingerprint": prepared.base.fingerprint,
     }
     problems = [
-        f"{where}: {column}: was {row[column][:12]}, is {fingerprint[:12]} now; expected"
+        f"{where}: {column}: was {str(row.get(column))[:12]}, is {fingerprint[:12]} now; expected"
         " the same data and base model as before"
         for column, fingerprint in now.items()
-        if row[column] != fingerprint
+        if row.get(column) != fingerprint
     ]
     if problems:
         raise ExperimentError(problems)

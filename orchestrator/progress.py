@@ -13,7 +13,7 @@ from rich.table import Table
 
 from orchestrator.experiment import Experiment
 from orchestrator.rows import TrialHistory
-from results.analysis.summary import FAILURES
+from results.analysis.metrics import FAILURES
 from results.hyperparameters import describe_hyperparameters
 
 ENDED_WELL = ("completed", "stopped", "interrupted")

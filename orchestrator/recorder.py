@@ -19,7 +19,7 @@ from orchestrator.experiment import Assignment, Experiment, Phase
 from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Earlier, Provenance, TrialHistory, trial_record
-from results.store import Snapshots, remove_record, write_record
+from results.store import Snapshots, drop_checkpoint, remove_record, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
 SNAPSHOT_SHARE = 0.05
@@ -230,7 +230,8 @@ class Recorder(tune.Callback):
         for key in keepers - self._winners(keepers):
             self._drop(f"checkpoints/{key}")
             self.trials[key] = replace(self.trials[key], keeps_checkpoint=False)
-            self._journal(self.trials[key])
+            self._persist(partial(drop_checkpoint, self._directory, key))
+            self._snapshots.changed(key)
             keepers.remove(key)
 
     def _drop_here(self, name: str) -> None:

@@ -105,7 +105,7 @@ def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
         and not key.startswith((*MAY_CHANGE, *added))
-        and not (key in MAY_GROW and (before.get(key) or 0) < (after.get(key) or 0))
+        and not (key in MAY_GROW and _has_grown(before.get(key), after.get(key)))
     ]
     if problems:
         raise ExperimentError(
@@ -117,6 +117,11 @@ def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:
         )
 
 
+def _has_grown(before: float | None, after: float | None) -> bool:
+    """Say whether a number is larger than it was; one that was not there was another rule."""
+    return before is not None and after is not None and before < after
+
+
 def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Return values by dotted keys; a list is a value."""
     leaves = {}
@@ -126,19 +131,31 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return leaves
 
 
-def earlier_trials(
-    directory: Path, experiment: Experiment, labels: Sequence[str]
-) -> tuple[Earlier, list[Mapping[str, Any]]]:
-    """Return the trials that a run has begun, and their rows."""
+def recorded_trials(directory: Path) -> list[TrialRecord]:
+    """Read what is recorded of the trials that a run has begun.
+
+    Raises:
+        ExperimentError: naming what the program has not written so.
+    """
     try:
-        records = read_journal(directory)
+        return read_journal(directory)
     except ResultSetError as error:
         raise ExperimentError([str(error)]) from None
+
+
+def earlier_trials(
+    directory: Path, experiment: Experiment, records: Sequence[TrialRecord], labels: Sequence[str]
+) -> Earlier:
+    """Make records the trials of a run that they are of.
+
+    Raises:
+        ExperimentError: naming one that is none.
+    """
     histories = [_history(directory, experiment, record, labels) for record in records]
     return Earlier(
         finished=[one for one in histories if one.status not in UNFINISHED],
         unfinished=[one for one in histories if one.status in UNFINISHED],
-    ), [record.trial for record in records]
+    )
 
 
 def _history(

@@ -260,7 +260,7 @@ def _prepare_again(
     """Read what an interrupted run was, what it shall be now, and what it had begun."""
     from orchestrator.loading import load_continued
     from orchestrator.prepare import check_fingerprints, prepare
-    from orchestrator.resume import check_growth, earlier_trials, read_run
+    from orchestrator.resume import check_growth, earlier_trials, read_run, recorded_trials
     from orchestrator.storage import check_storage
 
     where = options.resume
@@ -272,9 +272,10 @@ def _prepare_again(
     _check_loggers(experiment, where, reach=True)
     cluster = _join(options, experiment, where)
     prepared = prepare(experiment, console.print, where)
-    earlier, rows = earlier_trials(experiment.run_directory, experiment, prepared.data.labels)
-    if rows:
-        check_fingerprints(rows[0], prepared, where)
+    records = recorded_trials(experiment.run_directory)
+    if records:
+        check_fingerprints(records[0].trial, prepared, where)
+    earlier = earlier_trials(experiment.run_directory, experiment, records, prepared.data.labels)
     done, going_on = len(earlier.finished), len(earlier.unfinished)
     said = f"{where}: {done} trials are done" + (f", {going_on} go on" if going_on else "")
     console.print(said, highlight=False)

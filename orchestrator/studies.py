@@ -72,7 +72,7 @@ class MethodStudies(Searcher):
 
     Arguments:
         studies: one per method, in the order of turns.
-        trials: trials per method; with a purse, the most that may fail.
+        trials: trials per method; with a purse, as many in a row may fail.
         purse: what each method may spend, in place of a number of trials.
     """
 
@@ -83,7 +83,7 @@ class MethodStudies(Searcher):
         self._purse = purse
         self._given: dict[str, set[int]] = {method: set() for method in studies}
         self._next = dict.fromkeys(studies, 0)  # no number below it is to be given any more
-        self._failures = dict.fromkeys(studies, 0)
+        self._failures = dict.fromkeys(studies, 0)  # in a row
         self._seconds: dict[str, list[float]] = {method: [] for method in studies}  # that trials have taken
         self._running: dict[str, Assignment] = {}
         self._unfinished: deque[Assignment] = deque()  # trials of an interrupted run that go on
@@ -142,7 +142,7 @@ class MethodStudies(Searcher):
 
     def _replay_finished(self, again: Assignment, recorded: Assignment, objective: float | None) -> None:
         study = self._studies[again.method]
-        self._failures[again.method] += objective is None
+        self._count_failures(again.method, objective is None)
         if recorded.hyperparameters == again.hyperparameters:
             result = None if objective is None else {OBJECTIVE: objective}
             study.on_trial_complete(again.trial_id, result, error=objective is None)
@@ -187,6 +187,9 @@ class MethodStudies(Searcher):
         # A method whose every trial fails before it has spent anything must end, too.
         return not self._purse.is_empty(method) and self._failures[method] < self._trials
 
+    def _count_failures(self, method: str, has_failed: bool) -> None:
+        self._failures[method] = self._failures[method] + 1 if has_failed else 0
+
     def _assign(self, method: str, number: int) -> Assignment:
         # A study that is asked for the same trial twice suggests the same twice.
         trial = Assignment(method, number, {})
@@ -206,7 +209,7 @@ class MethodStudies(Searcher):
         if result:
             self._seconds[trial.method].append(result.get(TIME_TOTAL_S, 0.0))
         failed = error or result is None or OBJECTIVE not in result
-        self._failures[trial.method] += failed
+        self._count_failures(trial.method, failed)
         study = self._studies[trial.method]
         if trial.trial_id in self._foreign:
             objective = 0.0 if failed or result is None else result[OBJECTIVE]

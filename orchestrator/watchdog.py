@@ -12,6 +12,9 @@ from ray.tune.experiment import Trial
 
 from orchestrator.recorder import assignment_of
 
+HELD_UP_SECONDS = 1.0
+"""Of Tune, whose steps take a tenth of a second where nothing happens."""
+
 
 class Watchdog(tune.Callback):
     """Kill the worker of a trial that reports nothing for too long; Tune then has another go on with it.
@@ -25,6 +28,7 @@ class Watchdog(tune.Callback):
         self._timeout = timeout
         self._report = report
         self._heard_at: dict[Trial, float] = {}  # of running trials
+        self._stepped_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Give Tune's state files nothing: a run is continued from its journal."""
@@ -34,6 +38,9 @@ class Watchdog(tune.Callback):
         if self._timeout is None:
             return
         now = time.monotonic()
+        held_up, self._stepped_at = now - self._stepped_at, now
+        if held_up > HELD_UP_SECONDS:  # and has heard of nobody, as while it waits for a disk that is full
+            self._heard_at = {trial: heard + held_up for trial, heard in self._heard_at.items()}
         for trial in [one for one, heard in self._heard_at.items() if now - heard > self._timeout]:
             del self._heard_at[trial]
             name = assignment_of(trial).trial_id

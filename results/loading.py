@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,10 +64,27 @@ def load(
     frames = {}
     for table, schema in TABLES.items():
         parts = [_read(run, table, skip_damaged) for run in runs if _has(run, f"{table}.parquet")]
+        if table == "trials":
+            _check_names(dict(zip((str(run) for run in runs), parts, strict=True)))
         filled = [part for part in parts if part is not None and part.num_rows]
         whole = _concatenate(filled) if filled else schema.empty_table()
         frames[table] = whole.to_pandas()
     return ResultSet(**frames)
+
+
+def _check_names(runs: Mapping[str, pa.Table | None]) -> None:
+    """Refuse two runs of one name: rows know each other by it."""
+    from results.errors import ResultSetError
+
+    owners: dict[str, str] = {}
+    for run, trials in runs.items():
+        for name in trials["experiment"].unique().to_pylist() if trials else []:
+            if name in owners:
+                raise ResultSetError(
+                    f"{owners[name]} and {run}: both are runs named {name}; expected names that differ:"
+                    " load them one by one, or run one of them again with another --name"
+                )
+            owners[name] = run
 
 
 def _concatenate(parts: list[pa.Table]) -> pa.Table:

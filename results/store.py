@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -64,6 +64,12 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
 def remove_record(run_directory: Path, trial_id: str) -> None:
     """Take a trial out of the journal; the next snapshot is without it."""
     (run_directory / "journal" / f"{trial_id}.json").unlink(missing_ok=True)
+
+
+def drop_checkpoint(run_directory: Path, trial_id: str) -> None:
+    """Note that a trial's checkpoint is not kept; whoever trained it, nothing else of its record changes."""
+    record = _parse(run_directory / "journal" / f"{trial_id}.json")
+    write_record(run_directory, replace(record, checkpoints=[]))
 
 
 def read_journal(run_directory: Path) -> list[TrialRecord]:
@@ -137,10 +143,11 @@ class Snapshots:
                 made = pa.concat_tables(parts).combine_chunks()
             else:
                 made = TABLES[table].empty_table()
-            if made.num_rows or table != "predictions":
+            file = self._directory / f"{table}.parquet"
+            if made.num_rows or table != "predictions" or file.exists():
                 sink = pa.BufferOutputStream()
                 pq.write_table(made, sink, compression="zstd")
-                replace_file(self._directory / f"{table}.parquet", sink.getvalue())
+                replace_file(file, sink.getvalue())
 
     def _read(self, file: Path) -> _Journaled:
         if file.stem in self._known and file.stem not in self._changed:

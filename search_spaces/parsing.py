@@ -58,7 +58,10 @@ def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def nearest(distribution: BaseDistribution, value: Any) -> Any:
-    """Return the member of a distribution that is closest to ``value``, or its first choice."""
+    """Return the member of a distribution that is closest to ``value``, or its first choice.
+
+    None is no limit: of a range, its high end is the closest.
+    """
     if isinstance(distribution, CategoricalDistribution):
         if value in distribution.choices:
             return value
@@ -67,6 +70,7 @@ def nearest(distribution: BaseDistribution, value: Any) -> Any:
             return distribution.choices[0]
         return min(numbers, key=lambda choice: abs(choice - value))
     assert isinstance(distribution, FloatDistribution | IntDistribution)
+    value = distribution.high if value is None else value
     clipped = min(max(value, distribution.low), distribution.high)
     if distribution.step is None or distribution.step == 0:
         return clipped

@@ -10,6 +10,7 @@ import pandas as pd
 
 from results.analysis.bootstrap import Floats, Sample, Statistic, resample
 from results.errors import ResultSetError
+from results.schema import HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -26,6 +27,10 @@ LOWER_IS_BETTER: Final = (
 )
 
 METRICS: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
+
+
+FAILURES: Final = ("diverged", "out_of_memory", "failed")
+"""Statuses of trials whose evaluations, if they made any, do not count."""
 
 
 def check_metric(metric: str) -> None:
@@ -56,11 +61,30 @@ def level(value: float, metric: str) -> str:
     return f"{100 * value:.1f}%" if metric in SHARES else amount(value, metric)
 
 
+def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return each method's best trial of the search: by validation accuracy, then loss, then number."""
+    good = trials[
+        (trials.phase == "search") & ~trials.status.isin(FAILURES) & trials.validation_accuracy.notna()
+    ]
+    order = good.sort_values(
+        ["validation_accuracy", "validation_loss", "trial_number"], ascending=[False, True, True]
+    )
+    return order.drop_duplicates(["experiment", "method"])
+
+
 def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
-    """Return an experiment's trials of the confirm phase that were judged on the test split."""
-    trials = results.trials
-    chosen = (trials.experiment == experiment) & (trials.phase == "confirm") & trials.test_accuracy.notna()
-    return trials[chosen]
+    """Return an experiment's trials of the confirm phase that were judged on the test split.
+
+    While a search that has ended once goes on with more trials, there may be a better one than has been
+    confirmed: what confirmed another configuration does not count any more.
+    """
+    trials = results.trials[results.trials.experiment == experiment]
+    judged = trials[(trials.phase == "confirm") & trials.test_accuracy.notna()]
+    hyperparameters = [name for name in trials if name.startswith(HYPERPARAMETER_PREFIX)]
+    best = best_trials(trials).set_index("method")[hyperparameters].reindex(judged.method)
+    found, wanted = judged[hyperparameters].to_numpy(object), best.to_numpy(object)
+    is_same = (found == wanted) | (pd.isna(found) & pd.isna(wanted))
+    return judged[is_same.all(axis=1) | ~judged.method.isin(best_trials(trials).method)]
 
 
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:

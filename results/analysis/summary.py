@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from results.analysis.bootstrap import estimate
-from results.analysis.metrics import confirmed, samples
+from results.analysis.metrics import FAILURES, best_trials, confirmed, samples
 from results.schema import HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
-
-FAILURES = ("diverged", "out_of_memory", "failed")
 
 DRAWS = 1000
 
@@ -53,17 +51,6 @@ def summary(results: ResultSet) -> pd.DataFrame:
     hyperparameters = [name for name in results.trials if name.startswith(HYPERPARAMETER_PREFIX)]
     columns = [*leading, *test, *COSTS, "search_train_seconds", *hyperparameters]
     return pd.DataFrame(rows, columns=columns).convert_dtypes()
-
-
-def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return each method's best trial of the search: by validation accuracy, then loss, then number."""
-    good = trials[
-        (trials.phase == "search") & ~trials.status.isin(FAILURES) & trials.validation_accuracy.notna()
-    ]
-    order = good.sort_values(
-        ["validation_accuracy", "validation_loss", "trial_number"], ascending=[False, True, True]
-    )
-    return order.drop_duplicates(["experiment", "method"])
 
 
 def _row(results: ResultSet, experiment: str, method: str) -> dict[str, Any]:

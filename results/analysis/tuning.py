@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import gammaln
 
 from results.analysis.bootstrap import LEVEL, Floats
-from results.analysis.summary import FAILURES
+from results.analysis.metrics import FAILURES
 from results.schema import HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import pandas as pd
 import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
-from results.analysis.metrics import amount
-from results.analysis.summary import FAILURES
+from results.analysis.metrics import FAILURES, amount
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts

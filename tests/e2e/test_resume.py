@@ -127,6 +127,8 @@ def test_a_run_may_grow_and_may_not_become_another(
     said = capfd.readouterr().err
     assert "confirm.seeds: was 1 when the run began, is 0" in said
     assert "may grow" in said
+    assert main(["--resume", str(directory), "--set", "budget.examples=1000"]) == 2, "it had another rule"
+    assert "budget.examples: was None when the run began, is 1000" in capfd.readouterr().err
 
     grown = [*small, *settings("search.trials=3", "confirm.seeds=2")]
     out = finish(start(experiment, "--resume", directory, "--methods", "head,full", *grown))

@@ -16,7 +16,7 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.loading import load_experiment
 from orchestrator.ownership import write_experiment
-from orchestrator.resume import earlier_trials, read_run
+from orchestrator.resume import earlier_trials, read_run, recorded_trials
 from orchestrator.rows import Provenance, TrialHistory, trial_record
 from orchestrator.run import main
 from results.store import write_record, write_snapshot
@@ -94,7 +94,8 @@ def resume(directory: Path) -> None:
     """Do with a run what --resume does before it needs data and model."""
     before = sorted(directory.rglob("*"))
     try:
-        earlier_trials(directory, read_run(str(directory)), LABELS)
+        experiment = read_run(str(directory))
+        earlier_trials(directory, experiment, recorded_trials(directory), LABELS)
     except ExperimentError as error:
         assert error.problems  # noqa: PT017  # each is printed
         for problem in error.problems:
@@ -104,10 +105,11 @@ def resume(directory: Path) -> None:
 
 
 def test_what_a_run_leaves_is_read(directory: Path) -> None:
-    earlier, rows = earlier_trials(directory, read_run(str(directory)), LABELS)
+    records = recorded_trials(directory)
+    earlier = earlier_trials(directory, read_run(str(directory)), records, LABELS)
     assert [trial.spec.trial_id for trial in earlier.finished] == ["lora-000", "lora-seed0"]
     assert [trial.spec.trial_id for trial in earlier.unfinished] == ["lora-001"]
-    assert len(rows) == 3
+    assert len(records) == 3
 
 
 texts = st.text(max_size=8) | st.sampled_from(

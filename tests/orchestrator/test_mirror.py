@@ -16,7 +16,9 @@ from s3_server import Proxy
 from orchestrator import mirror as module
 from orchestrator import scratch
 from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Assignment, Experiment
 from orchestrator.mirror import Mirror, fetch
+from orchestrator.rows import TrialHistory
 from orchestrator.scratch import Scratch
 from results.remote import RemoteDirectory
 from results.store import TrialRecord, write_record, write_snapshot
@@ -92,6 +94,22 @@ def test_what_changes_is_carried_over_and_the_copy_goes(
     record = next(i for i, (_, path) in enumerate(changes) if path.endswith("journal/lora-000.json"))
     removal = next(i for i, (method, path) in enumerate(changes) if method == "POST" and "delete" in path)
     assert record < removal
+
+
+def test_what_a_trial_writes_that_begins_anew_is_not_dropped(uri: str, copy: Path, told: list[str]) -> None:
+    """As one that confirms a better configuration, after a run has grown."""
+    remote = RemoteDirectory(uri)
+    mirror = Mirror(copy, uri, {})
+    for name in ("lora-seed0", "lora-seed1"):
+        remote.write(f"checkpoints/{name}/model.safetensors", b"1")
+        mirror.drop(f"checkpoints/{name}")
+    assignment = Assignment("lora", 0, {"rank": 4, "alpha": 8, "learning_rate": 1e-3}, "confirm")
+    experiment = Experiment.model_validate({"methods": {"lora": {}}})
+    mirror.changed(TrialHistory(assignment, experiment.trial_spec(assignment)))
+    mirror.start(told.append)
+    assert mirror.finish(told.append)
+    assert remote.has("checkpoints/lora-seed0/model.safetensors")
+    assert not remote.has("checkpoints/lora-seed1/model.safetensors")
 
 
 def test_an_outage_is_told_twice_and_loses_nothing(uri: str, copy: Path, told: list[str], s3: Proxy) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -9,14 +11,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray.tune.result import TIME_TOTAL_S
 from ray.tune.search import Searcher
 
-from orchestrator.experiment import Assignment, derive_seed
-from orchestrator.reports import ASSIGNMENT, OBJECTIVE
+from orchestrator.budget import Purse
+from orchestrator.experiment import Assignment, BudgetSettings, derive_seed
+from orchestrator.reports import ASSIGNMENT, OBJECTIVE, POINT
 from orchestrator.studies import (
     MethodStudies,
     SamplerName,
     make_sampler,
     make_study,
 )
+from trainables.trial import Evaluation
 
 TRIALS = 6
 SPACES = {
@@ -102,6 +106,34 @@ def test_a_method_learns_from_its_own_trials_only(sampler: SamplerName) -> None:
     alone = [trial for trial in run(make_studies(sampler)) if trial.method == "lora"]
     beside = [trial for trial in run(make_studies(sampler), shift={"full": 5.0}) if trial.method == "lora"]
     assert alone == beside
+
+
+def run_with_purse(does_fail: Callable[[Assignment], bool]) -> Counter[str]:
+    """Run trials of a hundred examples, of which each method may see a thousand; count a method's trials."""
+    purse = Purse(BudgetSettings(examples=1000))
+    studies = MethodStudies(make_studies("random")._studies, 3, purse)
+    counts: Counter[str] = Counter()
+    while isinstance(suggestion := studies.suggest("t"), dict):
+        trial = Assignment(**suggestion[ASSIGNMENT])
+        counts[trial.method] += 1
+        if does_fail(trial):
+            studies.on_trial_complete("t", None, error=True)
+        else:
+            values = dict.fromkeys(Evaluation.__dataclass_fields__) | {"examples": 100}
+            purse.note(trial.method, trial.trial_id, {POINT: Evaluation(**values)})  # type: ignore[arg-type]
+            studies.on_trial_complete("t", {OBJECTIVE: 0.5})
+    return counts
+
+
+def test_a_purse_is_spent_whatever_fails_now_and_then() -> None:
+    def is_third(trial: Assignment) -> bool:
+        return trial.method == "lora" and trial.number % 3 == 2
+
+    assert run_with_purse(is_third) == {"full": 10, "lora": 10 + 4}
+
+
+def test_a_method_that_does_nothing_but_fail_ends_with_a_full_purse() -> None:
+    assert run_with_purse(lambda trial: trial.method == "lora") == {"full": 10, "lora": 3}
 
 
 @pytest.mark.parametrize("done", [1, 5, 8, 12])

@@ -65,12 +65,17 @@ def make_up(
     for index, (method, share) in enumerate(accuracy.items()):
         identity = {"experiment": name, "method": method}
         kind = (kinds or {}).get(method, method)
+        hyperparameters: dict[str, float] = {}
         for number in range(trials + seeds):
             phase = "search" if number < trials else "confirm"
             seed = number - trials
             trial_id = f"{method}-{number:03d}" if phase == "search" else f"{method}-seed{seed}"
             mine = {**identity, "trial_id": trial_id, "phase": phase}
-            rate = float(10 ** generator.uniform(-5, -3))
+            drawn = {"hp_learning_rate": float(10 ** generator.uniform(-5, -3))}
+            if "lora" in kind:
+                drawn["hp_rank"] = int(2 ** generator.integers(1, 6))
+            # The last trial of the search is its best: what is confirmed.
+            hyperparameters = drawn if phase == "search" or not trials else hyperparameters
             got = float(np.clip(share - 0.1 + 0.1 * (number % trials) / trials, 0, 1)) if trials else share
             made.trials.append(
                 {
@@ -101,8 +106,7 @@ def make_up(
                     "device": "cpu",
                     "node": "here",
                     "settings": json.dumps({"experiment": SETTINGS | {"name": name}}),
-                    "hp_learning_rate": rate,
-                    **({"hp_rank": int(2 ** generator.integers(1, 6))} if "lora" in kind else {}),
+                    **hyperparameters,
                 }
             )
             made.metrics += [

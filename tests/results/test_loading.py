@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,15 @@ def test_old_and_new_runs_load_together(run: Path, made_up: Maker, tmp_path: Pat
         "made-up": True,
         "new": False,
     }
+
+
+def test_two_runs_of_one_name_are_refused(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copies" / run.name)
+    with pytest.raises(ResultSetError, match="both are runs named made-up") as said:
+        load([run, copy])
+    assert str(run) in str(said.value)
+    assert str(copy) in str(said.value)
+    assert len(load([run, run, run.parent / "*"]).trials) == len(load(run).trials), "one run, named twice"
 
 
 def test_a_newer_version_is_refused_with_what_to_do(run: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 
 from results import load
 from results.schema import TABLES
-from results.store import Snapshots, TrialRecord, write_record, write_snapshot
+from results.store import (
+    Snapshots,
+    TrialRecord,
+    drop_checkpoint,
+    read_journal,
+    remove_record,
+    write_record,
+    write_snapshot,
+)
 
 
 def record(trial_id: str = "lora-000", number: int = 0, **columns: Any) -> TrialRecord:
@@ -52,6 +61,29 @@ def test_trials_of_one_turn_are_in_the_order_of_their_methods(tmp_path: Path) ->
     assert list(load(tmp_path).trials.trial_id) == expected
     write_snapshot(tmp_path)
     assert list(load(tmp_path).trials.method[:4]) == ["dora", "unknown", "lora", "full"]
+
+
+def test_a_checkpoint_that_is_dropped_changes_nothing_else(tmp_path: Path) -> None:
+    made = record(started_at=datetime(2026, 1, 1, tzinfo=UTC), git_revision="old", settings="{}")
+    identity = {"experiment": "e", "trial_id": "lora-000", "method": "lora"}
+    of_checkpoint = {**identity, "evaluation": 2, "path": "checkpoints/lora-000", "bytes": 1}
+    write_record(tmp_path, replace(made, checkpoints=[of_checkpoint]))
+    [before] = read_journal(tmp_path)
+    assert before.checkpoints
+    drop_checkpoint(tmp_path, "lora-000")
+    assert read_journal(tmp_path) == [replace(before, checkpoints=[])]
+
+
+def test_predictions_go_with_their_trials(tmp_path: Path) -> None:
+    of_trial = {"experiment": "e", "trial_id": "lora-000", "method": "lora", "phase": "search"}
+    judged = replace(record(), predictions=[{**of_trial, "example_id": 1, "label": "a", "prediction": "b"}])
+    write_record(tmp_path, judged)
+    write_snapshot(tmp_path)
+    assert len(load(tmp_path).predictions) == 1
+    remove_record(tmp_path, "lora-000")
+    write_snapshot(tmp_path)
+    assert not len(load(tmp_path).trials)
+    assert not len(load(tmp_path).predictions)
 
 
 def test_missing_and_non_finite_values_are_nulls(tmp_path: Path) -> None:

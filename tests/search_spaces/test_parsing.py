@@ -53,3 +53,8 @@ def test_nearest_is_a_member(low: int, width: int, step: int, value: float) -> N
         assert distribution._contains(distribution.to_internal_repr(found))
         ends = extremes(distribution)
         assert min(ends) <= found <= max(ends)
+
+
+def test_no_limit_is_nearest_to_the_most() -> None:
+    assert nearest(IntDistribution(2, 8), None) == 8
+    assert nearest(CategoricalDistribution((2, None)), None) is None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from results.analysis import best_trials, claims, summary
+from results.analysis import best_trials, claims, compare, summary
 from results.analysis.claims import FAILS, HOLDS, UNDECIDED, UNKNOWN
 
 Maker = Callable[..., Any]
@@ -16,6 +16,8 @@ def test_a_row_has_the_best_trial_the_test_interval_and_one_trials_costs(
 ) -> None:
     made = made_up()
     failure(made, [3], "out of luck")  # the best of head's four
+    for row in made.trials[4:7]:
+        row["hp_learning_rate"] = made.trials[2]["hp_learning_rate"]
     results = made.results()
     table = summary(results).set_index("method")
     assert list(table.index) == ["head", "full", "lora"]
@@ -41,6 +43,23 @@ def test_without_a_confirm_phase_costs_are_the_best_trials_and_test_is_null(made
     assert table[["seeds", "test_accuracy", "test_accuracy_low"]].isna().all(axis=None)
     best = results.trials.set_index("trial_id").loc[table.best_trial["lora"]]
     assert table.train_seconds["lora"] == best.train_seconds
+
+
+def test_what_confirmed_another_configuration_than_the_best_does_not_count(made_up: Maker) -> None:
+    """As while a search that had ended goes on with more trials."""
+    made = made_up()
+    better = next(row for row in made.trials if row["trial_id"] == "full-000")
+    better |= {"validation_accuracy": 0.99}
+    results = made.results()
+    table = summary(results).set_index("method")
+    assert table.best_trial["full"] == "full-000"
+    assert table.test_accuracy.isna().to_dict() == {"head": False, "full": True, "lora": False}
+    assert table.train_seconds["full"] == better["train_seconds"]
+    assert "full" not in " ".join(compare(results).to_string().split())
+    for row in made.trials:
+        if row["trial_id"].startswith("full-seed"):
+            row["hp_learning_rate"] = better["hp_learning_rate"]
+    assert not summary(made.results()).test_accuracy.isna().any()
 
 
 def test_ties_in_accuracy_go_to_the_lower_loss_then_to_the_earlier_trial(made_up: Maker) -> None:
