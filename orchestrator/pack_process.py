@@ -107,7 +107,9 @@ class PackProcess:
     def _begin(self, order: _Order) -> Start:
         assignment: Assignment = order.arguments[0]
         worker, trial = order.worker, assignment.trial_id
-        self._let_go(worker)
+        self._leave_those_gone()
+        for one in [one for one, its in self._trials.items() if one == worker or its == trial]:
+            self._let_go(one)  # a trial that goes on with another worker is this one's
         if worker not in self._seats:
             self._seats[worker] = TrialProcess(self._inputs)
         process = self._seats[worker]
@@ -144,14 +146,15 @@ class PackProcess:
             result.set_result(told)
 
     def _leave_those_gone(self) -> None:
-        for worker in [one for one in self._trials if not _is_alive(one)]:
+        for worker in [one for one in self._seats if not _is_alive(one)]:
             self._let_go(worker)
             self._seats.pop(worker).close()
 
     def _let_go(self, worker: int) -> None:
         if (trial := self._trials.pop(worker, None)) is not None:
             self._pack.leave(trial)
-            self._advancing.pop(trial, None)
+            if order := self._advancing.pop(trial, None):
+                order.result.set_exception(RuntimeError(f"{trial} has left its pack"))
 
 
 def _is_alive(process: int) -> bool:

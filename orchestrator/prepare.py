@@ -54,11 +54,12 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
         problems.append(error)
     if raw is None or tokenizer is None:
         raise _error(problems, where)
-    data, test = load_data(raw, tokenizer, experiment.data.max_length)
     try:
-        base = load_base(experiment.model, data.labels, data.pad_token_id, report)
+        base = load_base(experiment.model, raw.labels, tokenizer.pad_token_id, report)
     except InputError as error:
         raise _error([error], where) from None
+    has_segments = (base.config.get("type_vocab_size") or 0) > 1
+    data, test = load_data(raw, tokenizer, experiment.data.max_length, has_segments)
     problems = _not_of_this_model(experiment, base)
     if problems:
         raise _error(problems, where)

@@ -69,7 +69,10 @@ TRIALS: Final = _schema(
         "setup_seconds": (FLOAT, "time to build the model, wrap it and move it to its device"),
         "examples_per_second": (FLOAT, "training examples per second of train_seconds"),
         "tokens_per_second": (FLOAT, "training tokens without padding per second of train_seconds"),
-        "peak_memory_bytes": (INT, "most memory held at once during the trial, by the first of its workers"),
+        "peak_memory_bytes": (
+            INT,
+            "most memory held at once during the trial, by its first worker or by its whole pack",
+        ),
         "peak_memory_source": (STRING, "process_high_water (Linux VmHWM of the worker) or cuda_allocator"),
         "trainable_parameters": (INT, "parameters that get gradients"),
         "total_parameters": (INT, "all parameters, counted as unquantized"),

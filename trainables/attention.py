@@ -6,6 +6,7 @@ take to be started, and attention made of autograd's own pieces starts twice as 
 
 from __future__ import annotations
 
+import inspect
 from copy import copy
 from functools import lru_cache
 from typing import Any
@@ -54,6 +55,7 @@ def attend(
     elif causal and query.shape[2] > 1:
         unseen = _later(query.shape[2], key.shape[2], query.device)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings may have made them float32
     return _Attention.apply(query, key, value, unseen, *next_mask(), scaling), None
 
 
@@ -85,7 +87,8 @@ class _Attention(torch.autograd.Function):
         queried, keys, values = _rows(query, key, value)
         weights = _product(queried, keys.transpose(1, 2), scaling)
         if unseen is not None:
-            weights.view(texts, heads, *weights.shape[1:]).masked_fill_(unseen, -torch.inf)
+            least = torch.finfo(weights.dtype).min  # finite, as padding may see nothing at all
+            weights.view(texts, heads, *weights.shape[1:]).masked_fill_(unseen, least)
         weights = weights.softmax(dim=-1, dtype=torch.float32)
         kept = keep(weights, mask, factor).to(value.dtype)
         ctx.save_for_backward(queried, keys, values, weights, kept)
@@ -136,10 +139,25 @@ def attend_as(attention: nn.Module, name: str) -> None:
 
 def let_draw_ahead(model: PreTrainedModel) -> None:
     """Have a model's attentions computed by :func:`attend`, in place."""
+    by_name = {kind for kind in {type(module) for module in model.modules()} if _asks_by_name(kind)}
     for module in model.modules():
-        is_attention = type(module).__name__.endswith("Attention")
-        if is_attention and getattr(vars(module).get("config"), "_attn_implementation", None) == "sdpa":
+        is_sdpa = getattr(vars(module).get("config"), "_attn_implementation", None) == "sdpa"
+        if is_sdpa and type(module) in by_name:
             attend_as(module, ATTENTION)
+
+
+def _asks_by_name(kind: type[nn.Module]) -> bool:
+    """Say whether modules look attention up by its name, and do nothing else with that.
+
+    Falcon's compute it by themselves, and otherwise where the name is not ``sdpa``.
+    """
+    if not kind.__name__.endswith("Attention"):
+        return False
+    try:
+        source = inspect.getsource(kind.forward)
+    except (OSError, TypeError):  # made by a program
+        return False
+    return "ALL_ATTENTION_FUNCTIONS" in source and '"sdpa"' not in source
 
 
 AttentionInterface.register(ATTENTION, attend)

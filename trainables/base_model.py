@@ -34,6 +34,9 @@ from trainables.settings import ModelSettings
 LINEAR_LAYERS = (nn.Linear, Conv1D)
 """Layers that adapters attach to and that quantization replaces; GPT-2's Conv1D is a transposed Linear."""
 
+READS_PADDING = ("xlnet",)
+"""Architectures, by ``model_type``, whose head reads the last token of a batch's longest text."""
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """How names of files end that PyTorch pickles weights into."""
 
@@ -167,6 +170,12 @@ def load_base(
             f"{path} has no weights for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}; expected "
             "all of the base model, since what is missing would start at random and be in no adapter",
         )
+    if model.config.model_type in READS_PADDING:
+        raise InputError(
+            "model.path",
+            f"{path} is of the architecture {model.config.model_type}, whose head reads the last token, also"
+            " where that is padding; expected one whose numbers do not depend on a text's neighbours",
+        )
     weights = {
         name: _to_numpy(tensor) for name, tensor in model.state_dict().items() if name.startswith(prefix)
     }
@@ -187,6 +196,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
             trust_remote_code=base.settings.trust_remote_code,
         )
     model.load_state_dict({name: to_torch(w) for name, w in base.weights.items()}, strict=False, assign=True)
+    model.tie_weights()  # what is one weight in several places, as T5's embeddings, has come as several
     with torch.random.fork_rng(devices=[]):  # it is initialized on the CPU
         torch.manual_seed(seed)
         for module in head_modules(model).values():

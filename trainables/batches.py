@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainables.data import TokenizedSplit
+from trainables.data import SEGMENTS, TokenizedSplit
 from trainables.parallel import ALONE, Group
 
 BUCKET_BATCHES = 50
@@ -28,7 +28,14 @@ class Batch:
     positions: NDArray[np.int64]  # [examples]; where each stands in its split
     size: int  # examples of the whole batch, of which this may be one rank's share
     tokens: int  # without padding, of the whole batch
+    segments: torch.Tensor | None = None  # [examples, longest] int64, 1 in second texts
     weight: float = 1.0  # of its mean loss, so that the ranks' mean is the whole batch's; 0 only fills in
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model takes of it, by name."""
+        segments = {} if self.segments is None else {SEGMENTS: self.segments}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **segments}
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on ``device``."""
@@ -39,6 +46,7 @@ class Batch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             attention_mask=self.attention_mask.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            segments=None if self.segments is None else self.segments.to(device, non_blocking=True),
         )
 
     def parts(self, count: int) -> Iterator[tuple[slice, Batch]]:
@@ -56,6 +64,7 @@ class Batch:
                     input_ids=self.input_ids[rows],
                     attention_mask=self.attention_mask[rows],
                     labels=self.labels[rows],
+                    segments=None if self.segments is None else self.segments[rows],
                     positions=self.positions[rows],
                     weight=self.weight * (end - start) / examples,
                 ),
@@ -127,8 +136,13 @@ def make_batch(split: TokenizedSplit, positions: NDArray[np.int64], pad_token_id
     lengths = split.offsets[positions + 1] - starts
     columns = np.arange(lengths.max())
     mask = columns < lengths[:, None]
+    places = (starts[:, None] + columns)[mask]
     ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
-    ids[mask] = split.tokens[(starts[:, None] + columns)[mask]]
+    ids[mask] = split.tokens[places]
+    segments = None
+    if split.segments is not None:
+        segments = np.zeros_like(ids)
+        segments[mask] = split.segments[places]
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(mask.astype(np.int64)),
@@ -136,6 +150,7 @@ def make_batch(split: TokenizedSplit, positions: NDArray[np.int64], pad_token_id
         positions=positions,
         size=len(positions),
         tokens=int(lengths.sum()),
+        segments=None if segments is None else torch.from_numpy(segments),
     )
 
 

@@ -67,7 +67,8 @@ def _write(model: nn.Module, directory: Path, state: dict[str, torch.Tensor] | N
             model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
         else:
             assert isinstance(model, PreTrainedModel)
-            model.save_pretrained(temporary, state_dict=state)
+            # By the names that load_checkpoint looks for: the original ones of experts may be others.
+            model.save_pretrained(temporary, state_dict=state, save_original_format=False)
     except SafetensorError as error:
         raise OSError(f"{directory}: could not be written: {error}") from error
     size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())

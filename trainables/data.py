@@ -15,6 +15,9 @@ from trainables.errors import InputError
 from trainables.settings import DataSettings
 from trainables.sources import Column, read_split
 
+SEGMENTS = "token_type_ids"
+"""What tokenizers and models call them."""
+
 
 @dataclass(frozen=True)
 class RawSplit:
@@ -55,6 +58,7 @@ class TokenizedSplit:
     offsets: NDArray[np.int64]  # [examples + 1]; example i is tokens[offsets[i]:offsets[i + 1]]
     labels: NDArray[np.int64]  # [examples]; index into TokenizedData.labels
     example_ids: NDArray[np.int64]  # [examples]; row number in the source split
+    segments: NDArray[np.int8] | None = None  # [total tokens]; 1 in second texts, if the model asks
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,11 +106,17 @@ def read_data(settings: DataSettings, seed: int) -> RawData:
 
 
 def load_data(
-    raw: RawData, tokenizer: PreTrainedTokenizerBase, max_length: int
+    raw: RawData, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool = False
 ) -> tuple[TokenizedData, TokenizedSplit]:
-    """Tokenize all splits once, cut to ``max_length`` tokens, without padding; return data and test split."""
+    """Tokenize all splits once, cut to ``max_length`` tokens, without padding; return data and test split.
+
+    With ``with_segments`` the tokens of pairs say which text they are of, if the tokenizer does (Devlin et
+    al. 2019, section 3).
+    """
     splits = {"train": raw.train, "validation": raw.validation, "test": raw.test}
-    tokenized = {name: _tokenize(split, tokenizer, max_length) for name, split in splits.items()}
+    tokenized = {
+        name: _tokenize(split, tokenizer, max_length, with_segments) for name, split in splits.items()
+    }
     pad_token_id = tokenizer.pad_token_id
     assert isinstance(pad_token_id, int)
     data = TokenizedData(
@@ -219,7 +229,10 @@ def _note_overlap(split: RawSplit, train_texts: set[str]) -> RawSplit:
     return replace(split, origin=f"{split.origin}; {count:,} also occur in train") if count else split
 
 
-def _tokenize(split: RawSplit, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSplit:
+def _tokenize(
+    split: RawSplit, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool
+) -> TokenizedSplit:
+    has_segments = with_segments and split.pairs is not None and SEGMENTS in tokenizer.model_input_names
     encoded = tokenizer(
         split.texts,
         split.pairs,
@@ -227,15 +240,19 @@ def _tokenize(split: RawSplit, tokenizer: PreTrainedTokenizerBase, max_length: i
         max_length=min(max_length, tokenizer.model_max_length),
         padding=False,
         return_attention_mask=False,
-    )["input_ids"]
+        return_token_type_ids=has_segments,
+    )
     # A text may have no token that the tokenizer knows; the model still needs one position.
-    rows = [ids or [tokenizer.pad_token_id] for ids in encoded]
+    rows = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     return TokenizedSplit(
         tokens=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in rows]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         labels=split.labels,
         example_ids=split.example_ids,
+        segments=np.concatenate([np.asarray(ids or [0], dtype=np.int8) for ids in encoded[SEGMENTS]])
+        if has_segments
+        else None,
     )
 
 
@@ -243,6 +260,7 @@ def _fingerprint(splits: Mapping[str, TokenizedSplit], labels: Sequence[str], pa
     digest = hashlib.sha256(repr((tuple(labels), pad_token_id)).encode())
     for name, split in splits.items():
         digest.update(name.encode())
-        for array in (split.tokens, split.offsets, split.labels, split.example_ids):
-            digest.update(np.ascontiguousarray(array).data)
+        for array in (split.tokens, split.offsets, split.labels, split.example_ids, split.segments):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

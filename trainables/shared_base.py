@@ -181,19 +181,20 @@ class SharedBase:
         """
         trials, texts = len(batches), max(len(batch.labels) for batch in batches)
         longest = max(batch.input_ids.shape[1] for batch in batches)
-        ids = torch.full((trials, texts, longest), self._pad_token_id)
-        mask = torch.zeros_like(ids)
-        mask[:, :, 0] = 1  # a text that only fills up attends to itself
+        inputs = {name: torch.zeros((trials, texts, longest), dtype=torch.long) for name in batches[0].inputs}
+        inputs["input_ids"].fill_(self._pad_token_id)
+        inputs["attention_mask"][:, :, 0] = 1  # a text that only fills up attends to itself
         labels = torch.full((trials, texts), IGNORED)
         for row, batch in enumerate(batches):
             count, length = batch.input_ids.shape
-            ids[row, :count, :length] = batch.input_ids
-            mask[row, :count, :length] = batch.attention_mask
+            for name, values in batch.inputs.items():
+                inputs[name][row, :count, :length] = values
             labels[row, :count] = batch.labels
         self._draw(batches, texts, longest)
-        ids, mask, labels = (one.to(self._device, non_blocking=True) for one in (ids, mask, labels))
+        labels = labels.to(self._device, non_blocking=True)
+        rows = {name: one.flatten(0, 1).to(self._device, non_blocking=True) for name, one in inputs.items()}
         with torch.autocast(self._device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            whole = self._model(input_ids=ids.flatten(0, 1), attention_mask=mask.flatten(0, 1)).logits.float()
+            whole = self._model(**rows).logits.float()
         each = cross_entropy(whole, labels.flatten(), reduction="none", ignore_index=IGNORED)
         shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches])
         losses = each.view(trials, texts).sum(dim=1) * shares.to(self._device)

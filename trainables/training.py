@@ -88,7 +88,7 @@ def forward(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     """Return float32 logits ``[examples, labels]``, computed in ``dtype``: by autocast in bfloat16."""
     device = batch.input_ids.device.type
     with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16), _attention(batch):
-        logits: torch.Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits: torch.Tensor = model(**batch.inputs).logits
     return logits.float()
 
 

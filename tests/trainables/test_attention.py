@@ -65,14 +65,35 @@ def test_outputs_and_gradients(
     assert results[0][0].is_contiguous()
 
 
-def test_bfloat16(device: torch.device) -> None:
-    """By autocast, which ends before the backward pass; softmax is in float32 there."""
+def test_a_token_that_sees_nothing_harms_no_other(device: torch.device) -> None:
+    """As padding whose whole window is padding."""
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, HEADS, TOKENS, WIDTH, device=device, requires_grad=True) for _ in range(3)]
+    seen = EARLIER.clone()[None, None].to(device)
+    seen[..., 3, :] = False
+    kept = torch.ones(1, HEADS, TOKENS, TOKENS, device=device)
+    output, _ = attend(Told(kept, 1), *leaves, seen, dropout=P)
+    rest = [token for token in range(TOKENS) if token != 3]
+    expected = formula(*leaves, EARLIER.to(device), kept)
+    torch.testing.assert_close(output[:, rest], expected[:, rest], rtol=1e-4, atol=1e-5)
+    output.sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+@pytest.mark.parametrize("has_rotated", [False, True])
+def test_bfloat16(has_rotated: bool, device: torch.device) -> None:
+    """By autocast, which ends before the backward pass; softmax is in float32 there.
+
+    Rotary embeddings in float32 make float32 of queries and keys.
+    """
     torch.manual_seed(0)
     inputs = [torch.randn(TEXTS, HEADS, TOKENS, WIDTH, device=device) for _ in range(3)]
     kept = (torch.rand(TEXTS, HEADS, TOKENS, TOKENS, device=device) > P) / (1 - P)
     results = []
     for dtype in (torch.bfloat16, torch.float32):
         leaves = [one.to(dtype).requires_grad_() for one in inputs]
+        if has_rotated and dtype == torch.bfloat16:
+            leaves[:2] = [one.detach().float().requires_grad_() for one in leaves[:2]]
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             if dtype == torch.bfloat16:
                 output, _ = attend(Told(kept, 1), *leaves, None, dropout=P)

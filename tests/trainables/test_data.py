@@ -5,11 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertTokenizer
 
-from trainables.data import RawData, read_data, stratified_order
+from tests.conftest import WORDS
+from trainables.batches import make_batch
+from trainables.data import RawData, RawSplit, load_data, read_data, stratified_order
 from trainables.embedded_text import embedded_splits
 from trainables.errors import InputError
 from trainables.settings import DataSettings
@@ -40,6 +44,24 @@ def test_each_kind_of_file_reads_the_same(suffix: str, tmp_path: Path) -> None:
     raw = read_data(DataSettings(path=None, train=file, validation=None), seed=0)
     assert raw.labels == ("bad", "good")
     assert 'text "7" of it' in raw.train.texts + raw.validation.texts + raw.test.texts
+
+
+def test_texts_of_a_pair_are_told_apart_as_the_models_tokenizer_does() -> None:
+    rows = np.arange(3)
+    ones, others = ["good film", "the", "bad"], ["a plot", "was very bad", ""]
+    split = RawSplit(ones, others, rows % 2, rows, "made up")
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", *WORDS])})
+    data, _ = load_data(RawData(split, split, split, ("no", "yes")), tokenizer, 64, with_segments=True)
+    batch = make_batch(data.train, rows, data.pad_token_id)
+    expected = tokenizer(ones, others, padding=True, return_tensors="pt")
+    assert sorted(batch.inputs) == sorted(expected)
+    for name, values in batch.inputs.items():
+        assert values.equal(expected[name]), name
+    parts = [part.inputs["token_type_ids"] for _, part in batch.parts(2)]
+    assert torch.cat(parts).equal(expected["token_type_ids"])
+    without, _ = load_data(RawData(split, split, split, ("no", "yes")), tokenizer, 64)
+    assert without.fingerprint != data.fingerprint
+    assert "token_type_ids" not in make_batch(without.train, rows, 0).inputs
 
 
 def test_missing_splits_are_cut_from_train_before_the_sample(tmp_path: Path) -> None:
