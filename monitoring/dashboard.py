@@ -74,11 +74,12 @@ def _query(expression: str, legend: str) -> prometheus.Dataquery:
 
 
 def _best() -> stat.Panel:
-    accuracy = f"max_over_time(ray_finetune_validation_accuracy{{{SELECTED}}}[$__range])"
+    searched = f'{SELECTED},phase="search"'
+    accuracy = f"max_over_time(ray_finetune_validation_accuracy{{{searched}}}[$__range])"
     return (
         stat.Panel()
         .title("Best validation accuracy by method")
-        .description("In the time shown.")
+        .description("Of the search, in the time shown.")
         .datasource(SOURCE)
         .unit("percentunit")
         .decimals(1)

@@ -83,7 +83,9 @@ class Node:
         """Say how many workers of trials, or packs of them, it has room for at once."""
         fits = [int(self.cpus / resources.cpus_per_trial + 1e-9)]
         if resources.gpus_per_trial:
-            fits.append(int(self.gpus / resources.gpus_per_trial + 1e-9))
+            share = resources.gpus_per_trial  # of one GPU: Ray splits none over two
+            of_one = int(1 / share + 1e-9)
+            fits.append(int(self.gpus) * of_one if share < 1 else int(self.gpus / share + 1e-9))
         if resources.memory_per_trial is not None and self.memory < math.inf:
             fits.append(int(self.memory // resources.memory_per_trial))
         return min(fits)
@@ -113,7 +115,7 @@ class Cluster:
 
     def limit(self, experiment: Experiment) -> int | None:
         """Return the most trials at once; None is what there is room for, which changes with the nodes."""
-        return experiment.resources.max_concurrent if self.is_joined else self.slots(experiment)
+        return None if self.is_joined else self.slots(experiment)
 
 
 def connect(address: str | None) -> Cluster:
@@ -132,7 +134,8 @@ def connect(address: str | None) -> Cluster:
         # Every port on loopback, as Ray has it on macOS and Windows; elsewhere it would let others in.
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.update(_worker_environment())
-        context = ray.init(log_to_driver=True, logging_level=logging.ERROR)
+        # 'local' starts one beside any that runs here already, as on the head of a cluster.
+        context = ray.init("local", log_to_driver=True, logging_level=logging.ERROR)
     else:
         _check_address(where, address)
         try:

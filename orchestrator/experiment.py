@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from optuna.distributions import BaseDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -95,9 +95,8 @@ class ResourceSettings(Settings):
         None, ge=1, description="bytes of main memory of each worker; null asks for none"
     )
     workers_per_trial: int = Field(1, ge=1, description="processes that train one trial; they share batches")
-    trials_per_pack: int | Literal["auto"] = Field(
+    trials_per_pack: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1,
-        ge=1,
         description="trials that train side by side in one process, in what one trial gets; auto: 1 on CPUs, "
         f"{GPU_PACK} on a GPU",
     )
@@ -124,6 +123,8 @@ class ResourceSettings(Settings):
 
     @model_validator(mode="after")
     def _check_pack(self) -> Self:
+        if self.auto and self.trials_per_pack != 1:
+            raise ValueError("auto measures trials one at a time; expected trials_per_pack of 1")
         if self.pack_size == 1:
             return self
         if self.workers_per_trial > 1:
@@ -131,8 +132,6 @@ class ResourceSettings(Settings):
                 f"trials_per_pack: {self.pack_size} trials share a process, and workers_per_trial gives each "
                 f"{self.workers_per_trial}; expected one of them to be 1"
             )
-        if self.auto:
-            raise ValueError("auto measures trials one at a time; expected trials_per_pack of 1")
         if self.gpus_per_trial > 1:
             raise ValueError(
                 f"gpus_per_trial: a pack trains on one GPU or a part of it, got {self.gpus_per_trial:g}"

@@ -13,13 +13,19 @@ from orchestrator.experiment import ResourceSettings
 class RoomLimiter(ConcurrencyLimiter):
     """Limit a searcher by the nodes that are there or that the autoscaler may add, counted anew each time.
 
+    ``max_concurrent`` of the resources may be less.
+
     Suggestions wait for room, as with a fixed limit: each has the results of all that ended before it.
     """
 
     def __init__(self, searcher: Searcher, resources: ResourceSettings) -> None:
-        super().__init__(searcher, max_concurrent=room(resources))
         self._resources = resources
+        super().__init__(searcher, max_concurrent=self._room())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        self.max_concurrent = room(self._resources)
+        self.max_concurrent = self._room()
         return super().suggest(trial_id)
+
+    def _room(self) -> int:
+        there = room(self._resources)
+        return min(there, self._resources.max_concurrent or there)

@@ -47,12 +47,15 @@ def render(
     for one in plans:
         table.add_row(
             one.method,
-            str(one.trials),
+            "any" if experiment.budget.unit else str(one.trials),
             _range(one.smallest.trainable_parameters, one.largest.trainable_parameters, 1, "{:,.0f}"),
             _range(one.smallest.model_bytes, one.largest.model_bytes, 1e6, "{:,.1f}"),
             one.space,
         )
+    budget, seeds = experiment.budget, experiment.confirm.seeds
     lines = [
+        *([f"budget of each method: {budget.limit:,g} {budget.unit}"] if budget.unit else []),
+        *([f"then the best of each method is trained with {seeds} fresh seeds"] if seeds else []),
         *(fitted.lines if fitted else [_resources(experiment.resources)]),
         f"base model: {prepared.base.path}, {experiment.model.dtype}",
         *(f"{name}: {how}" for name, how in prepared.data.splits.items()),

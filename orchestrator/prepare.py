@@ -75,9 +75,10 @@ def check_run_directory(experiment: Experiment, where: str = "experiment") -> No
         ExperimentError: saying which.
     """
     if is_taken(experiment, where):
-        raise ExperimentError(
-            [f"{where}: name: {experiment.location} exists already; choose another --name or remove it"]
-        )
+        taken = experiment.location
+        if experiment.uri and experiment.run_directory.exists():
+            taken = f"{experiment.run_directory}, a driver's copy of {taken},"
+        raise ExperimentError([f"{where}: name: {taken} exists already; choose another --name or remove it"])
     parent = next(one for one in experiment.run_directory.parents if one.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ExperimentError([f"{where}: storage: {parent} cannot be written to; expected one that can"])

@@ -15,7 +15,7 @@ from orchestrator.cluster import Cluster, alive_nodes, node_types
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.fitting import LESS_MEMORY, MARGIN, fit
-from orchestrator.prepare import Prepared
+from orchestrator.prepare import Prepared, check_resources
 from orchestrator.worker import Inputs, share
 from search_spaces import extremes
 from trainables.base_model import BaseModel
@@ -76,6 +76,7 @@ def fit_resources(
         raise ExperimentError([f"{where}: {problem}" for problem in error.problems]) from None
     resources = experiment.resources.model_copy(update={"auto": False, **asdict(found)})
     fitted = experiment.model_copy(update={"resources": resources})
+    check_resources(fitted, [*nodes, *node_types()], where)
     return Fitted(fitted, peaks, replace(cluster, nodes=nodes).slots(fitted))
 
 

@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import torch
 
 from orchestrator.errors import ExperimentError
@@ -19,6 +22,7 @@ from results.remote import StorageError
 from trainables.trial import TrialSpec, run_trial
 
 COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
+JUDGED = ("loss", "accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Reproduction:
 def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bool = False) -> Reproduction:
     """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
 
+    So is what it came to on the test split, if it was judged there.
+
     Arguments:
         run: its directory, a path or a URI.
         trial_id: which of its trials.
@@ -40,8 +46,8 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bo
             may have sent the result set.
 
     Raises:
-        ExperimentError: if there is no such run or trial, its data or base model is another one now, or it
-            was trained on a GPU and here is none.
+        ExperimentError: if there is no such run or trial, its data or base model is another one now, it was
+            not trained alone in one process, or it was trained on a GPU and here is none.
     """
     row, curve = _recorded(run, trial_id)
     experiment, spec = _settings(row, run)
@@ -52,17 +58,47 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bo
                 " whoever made this run trusted; if you do, too: --set model.trust_remote_code=true"
             ]
         )
+    _check_alone(row, experiment, run)
     prepared = prepare(experiment, report)
     check_fingerprints(row, prepared, run)
-    trial = run_trial(spec, prepared.data, prepared.base, None, device=_device_of(row, run))
-    points = islice(trial, len(curve))
+    is_judged = pd.notna(row["test_accuracy"])
+    with TemporaryDirectory() as place:
+        trial = run_trial(
+            spec,
+            prepared.data,
+            prepared.base,
+            Path(place) / "checkpoint" if is_judged else None,
+            prepared.test if is_judged else None,
+            device=_device_of(row, run),
+        )
+        points = list(islice(trial, len(curve)))
     differences = [
         f"evaluation {point.evaluation}: {column} was {recorded[column]!r}, is {getattr(point, column)!r}"
         for recorded, point in zip(curve, points, strict=True)
         for column in COMPARED
         if recorded[column] != getattr(point, column)
     ]
+    if is_judged:
+        differences += [
+            f"test: {column} was {row[f'test_{column}']!r}, is {getattr(points[-1].test, column, None)!r}"
+            for column in JUDGED
+            if row[f"test_{column}"] != getattr(points[-1].test, column, None)
+        ]
     return Reproduction(len(curve), tuple(differences))
+
+
+def _check_alone(row: Mapping[str, Any], experiment: Experiment, where: str) -> None:
+    """Refuse a trial whose numbers one process that trains it alone gives but for rounding, or dropout."""
+    packed = pd.notna(row["trials_per_pack"]) and row["trials_per_pack"] > 1
+    workers = experiment.resources.workers_per_trial
+    if packed or workers > 1:
+        how = "beside others in a pack" if packed else f"by {workers} workers"
+        raise ExperimentError(
+            [
+                f"{where}: {row['trial_id']} was trained {how}, which rounds otherwise than alone;"
+                " expected a trial of its own process, whose numbers come out the same to the last digit"
+            ]
+        )
 
 
 def _settings(row: dict[str, Any], where: str) -> tuple[Experiment, TrialSpec]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from results.analysis.bootstrap import LEVEL, Estimate, Sample, estimate
-from results.analysis.metrics import amount, confirmed, level
+from results.analysis.metrics import amount, confirmed, level, packs
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -52,6 +52,8 @@ def _smaller(trials: pd.DataFrame) -> Answer:
     if missing := _missing(trials, "full", "qlora"):
         return missing
     before, after = (trials[trials.kind == kind].model_bytes.mean() for kind in ("full", "qlora"))
+    if pd.isna(before) or pd.isna(after):
+        return UNKNOWN, "not recorded"
     evidence = (
         f"{amount(before, 'model_bytes')} to {amount(after, 'model_bytes')}: {1 - after / before:.0%} less"
     )
@@ -84,6 +86,8 @@ def _overfits(trials: pd.DataFrame) -> Answer:
 def _faster(trials: pd.DataFrame) -> Answer:
     if missing := _missing(trials, "lora", "full"):
         return missing
+    if packs(trials):
+        return UNKNOWN, "trials trained in packs, which share their time"
     verdict, _ = _differ(trials, "lora", "full", "train_seconds", sign=-1)
     means = trials.groupby("kind", sort=False).train_seconds.mean()
     return verdict, "training of one trial: " + ", ".join(
@@ -98,7 +102,9 @@ def _missing(trials: pd.DataFrame, *kinds: str) -> Answer | None:
 
 def _differ(trials: pd.DataFrame, a: str, b: str, column: str, sign: int) -> Answer:
     """Test whether a - b has the sign that is claimed."""
-    by_seed = trials.pivot_table(index="seed", columns="kind", values=column)[[a, b]].dropna()
+    by_seed = trials.pivot_table(index="seed", columns="kind", values=column).reindex(columns=[a, b]).dropna()
+    if by_seed.empty:
+        return UNKNOWN, f"not recorded of {a} and {b} on the same seeds"
     found = estimate(Sample((by_seed[a] - by_seed[b]).to_numpy(float)))
     evidence = f"{a} {level(by_seed[a].mean(), column)}, {b} {level(by_seed[b].mean(), column)}"
     if found.seeds < 2:

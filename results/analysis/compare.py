@@ -9,7 +9,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from results.analysis.bootstrap import LEVEL, Estimate, estimate
-from results.analysis.metrics import LOWER_IS_BETTER, amount, check_metric, level, samples
+from results.analysis.metrics import LOWER_IS_BETTER, amount, check_metric, confirmed, level, samples
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -91,34 +91,49 @@ def describe(a: str, b: str, found: Estimate, metric: str, different: bool) -> s
 
 
 def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") -> str:
-    """Say in one sentence which method of an experiment to use, as far as its confirm phase shows.
+    """Say which method of an experiment to use, as far as its confirm phase shows.
 
-    The one that is best on average is set against all others.
+    The one that is best on average is set against all others that were confirmed.
     """
     by_method = samples(results, experiment, metric, DRAWS)
     if not by_method:
+        if len(confirmed(results, experiment)):
+            return f"Not compared: no {_words(metric)} is known of seeds that all confirmed methods share."
         return "Not confirmed: without test results no method is shown to be better than another."
     sign = 1 if metric in LOWER_IS_BETTER else -1
     order = sorted(by_method, key=lambda method: sign * float(by_method[method].values.mean()))
     best, others = order[0], order[1:]
     mine = estimate(by_method[best])
     most = "lowest" if metric in LOWER_IS_BETTER else "highest"
-    has = f"{best} has the {most} {metric.replace('_', ' ')}: {level(mine.mean, metric)}"
+    has = f"{best} has the {most} {_words(metric)}: {level(mine.mean, metric)}"
+    trials = results.trials
+    searched = trials[(trials.experiment == experiment) & (trials.phase == "search")].method.unique()
+    missing = [str(method) for method in searched if method not in by_method]
+    so_far = f" Not confirmed, and not compared: {_list(missing)}." if missing else ""
     if not others:
-        return f"{has}. It is the only method."
+        return f"{has}.{so_far or ' It is the only method.'}"
     table = compare(results, metric)
     table = table[table.experiment == experiment]
     involved = table[(table.method_a == best) | (table.method_b == best)]
     involved = involved.set_index(involved.method_a.where(involved.method_b == best, involved.method_b))
     beaten = [name for name in others if involved.different[name]]
     reach = involved[["low", "high"]].abs().max(axis=1)
-    tied = [f"{name} (within {amount(reach[name], metric)})" for name in others if name not in beaten]
+    tied = [
+        f"{name} (within {amount(reach[name], metric)})" if reach[name] == reach[name] else name
+        for name in others
+        if name not in beaten
+    ]
     parts = []
     if beaten:
         parts.append(f"it beats {_list(beaten)}")
     if tied:
         parts.append(f"no difference is shown from {_list(tied)}")
-    return f"{has}; {', and '.join(parts)}."
+    only = " Of one seed: chance in training is not counted." if mine.seeds == 1 else ""
+    return f"{has}; {', and '.join(parts)}.{only}{so_far}"
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _list(names: list[str]) -> str:

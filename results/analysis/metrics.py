@@ -87,6 +87,11 @@ def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
     return judged[is_same.all(axis=1) | ~judged.method.isin(best_trials(trials).method)]
 
 
+def packs(trials: pd.DataFrame) -> bool:
+    """Say whether any trials shared a process, and so its time and memory."""
+    return bool((trials.trials_per_pack.fillna(1) > 1).any())
+
+
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:
     """Return each confirmed method's values of a metric on the seeds that all of them have.
 

@@ -48,12 +48,13 @@ def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
     if methods < 2 or count < 2:
         return pd.DataFrame(columns=COLUMNS)
     places = table.rank(ascending=metric in LOWER_IS_BETTER)
-    # Friedman's test needs three; of two, the sign test says the same.
-    p_value = (
-        stats.friedmanchisquare(*table.to_numpy()).pvalue
-        if methods > 2
-        else stats.binomtest(int((places.iloc[0] < places.iloc[1]).sum()), count).pvalue
-    )
+    # Friedman's test needs three; of two, the sign test says the same, which leaves ties out.
+    first, second = places.iloc[0], places.iloc[1]
+    differ = int((first != second).sum())
+    if methods > 2:
+        p_value = stats.friedmanchisquare(*table.to_numpy()).pvalue
+    else:
+        p_value = stats.binomtest(int((first < second).sum()), differ).pvalue if differ else 1.0
     quantile = stats.studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
     critical = quantile * np.sqrt(methods * (methods + 1) / (6 * count))
     average = places.mean(axis=1).sort_values()

@@ -9,6 +9,7 @@ import moocore
 import numpy as np
 import pandas as pd
 
+from results.analysis.metrics import FAILURES
 from results.analysis.summary import summary
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def pareto(
     Arguments:
         results: what was loaded.
         metrics: columns of :func:`summary` or of trials, and which way is better.
-        of: what is compared. Of trials, those of the search phase are.
+        of: what is compared. Of trials, those of the search phase are that did not fail.
 
     Returns:
         The rows that have a value of every metric, with a column ``efficient``.
@@ -37,7 +38,9 @@ def pareto(
     Raises:
         ValueError: if a metric is no column of numbers, or a direction neither max nor min.
     """
-    frame = summary(results) if of == "methods" else results.trials[results.trials.phase == "search"]
+    trials = results.trials
+    searched = trials[(trials.phase == "search") & ~trials.status.isin(FAILURES)]
+    frame = summary(results) if of == "methods" else searched
     _check(frame, metrics)
     frame = frame.dropna(subset=list(metrics)).copy()
     frame["efficient"] = False

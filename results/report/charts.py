@@ -218,7 +218,7 @@ def surface_chart(cells: pd.DataFrame) -> Chart:
             "low": cells.learning_rate_low,
             "high": cells.learning_rate_high,
             "rate": [
-                f"{low:.1e} to {high:.1e}"
+                f"{low:.2e} to {high:.2e}"
                 for low, high in zip(cells.learning_rate_low, cells.learning_rate_high, strict=True)
             ],
             "accuracy": cells.best.round(4),

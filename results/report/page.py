@@ -35,6 +35,9 @@ def write_report(results: ResultSet, directory: Path, cache: Path | None = None)
     """
     directory.mkdir(parents=True, exist_ok=True)
     views = [View(results.of(name), name) for name in results.trials.experiment.unique()]
+    for number, view in enumerate(views):
+        if view.key in {other.key for other in views[:number]}:  # as of 'sst2_r8' and 'sst2.r8'
+            view.key = f"{view.key}-{number}-"
     page = directory / "index.html"
     page.write_text(render_page(results, views, cache), encoding="utf-8")
     figures = directory / "figures"

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
-from results.analysis.metrics import FAILURES, amount
+from results.analysis.metrics import FAILURES, amount, confirmed, packs
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
@@ -56,13 +56,19 @@ def _verdict(view: View) -> str:
 
 
 def _notice(view: View) -> str:
-    running = int((view.results.trials.status == "running").sum())
-    interrupted = int((view.results.trials.status == "interrupted").sum())
+    trials = view.results.trials
+    packed = " Trials trained in packs: their times and memory do not compare." if packs(trials) else ""
+    running = int((trials.status == "running").sum())
+    interrupted = int((trials.status == "interrupted").sum())
     if running:
-        return f"This experiment is still running: {_count(running)} under way. What is said here may change."
-    if interrupted:
-        return f"This experiment was interrupted: {_count(interrupted)} unfinished."
-    return ""
+        state = (
+            f"This experiment is still running: {_count(running)} under way. What is said here may change."
+        )
+    elif interrupted:
+        state = f"This experiment was interrupted: {_count(interrupted)} unfinished."
+    else:
+        state = ""
+    return f"{state}{packed}".strip()
 
 
 def _count(trials: int) -> str:
@@ -101,13 +107,20 @@ def _budget(view: View) -> str:
         rule = f"{trials} trials"
     else:
         return "Budget rule: not recorded."
-    seeds = _number_in(settings, "confirm", "seeds")
-    confirmed = (
-        f"its best configuration was trained again on {seeds} fresh seeds and judged once on the test split"
-        if seeds
-        else "no configuration was confirmed on test"
+    return (
+        f"Budget rule: each method had {rule} to find its hyperparameters by validation; {_confirmed(view)}."
     )
-    return f"Budget rule: each method had {rule} to find its hyperparameters by validation; {confirmed}."
+
+
+def _confirmed(view: View) -> str:
+    seeds = confirmed(view.results, view.name).groupby("method").seed.nunique()
+    if seeds.empty:
+        return "no configuration has been confirmed on test"
+    if len(seeds) == len(view.methods) and seeds.nunique() == 1:
+        fresh = "1 fresh seed" if seeds.iloc[0] == 1 else f"{seeds.iloc[0]} fresh seeds"
+    else:
+        fresh = f"fresh seeds ({', '.join(f'{method} {count}' for method, count in seeds.items())})"
+    return f"its best configuration was trained again on {fresh} and judged once on the test split"
 
 
 def _number_in(settings: dict[str, Any], section: str, name: str) -> int | float | None:
@@ -228,9 +241,12 @@ def _surfaces_section(view: View) -> Section | None:
             )
             figures.append(view.figure(f"surface-{method}", method, charts.surface_chart(mine), description))
             continue
-        trials = view.search[(view.search.method == method) & view.search.validation_accuracy.notna()]
+        mine = view.search[(view.search.method == method) & ~view.search.status.isin(FAILURES)]
+        trials = mine[mine.validation_accuracy.notna()]
         if "hp_learning_rate" in trials and len(trials.dropna(subset=["hp_learning_rate"])):
-            description = f"Validation accuracy of every trial of {method} by learning rate."
+            description = (
+                f"Validation accuracy of every trial of {method} that did not fail, by learning rate."
+            )
             figures.append(
                 view.figure(
                     f"surface-{method}", method, charts.rate_chart(trials, view.color(method)), description
@@ -363,9 +379,10 @@ def ranks_table(across: pd.DataFrame) -> PageTable:
 def ranks_note(across: pd.DataFrame) -> str:
     """Say what the ranks are worth."""
     first = across.iloc[0]
+    test = "the sign test" if len(across) == 2 else "Friedman's test"
     return (
-        f"Critical difference {first.critical_difference:.2f} (Nemenyi, 5%); Friedman's test that all "
-        f"methods are alike: p {_p(first.friedman_p)}."
+        f"Critical difference {first.critical_difference:.2f} (Nemenyi, 5%);"
+        f" {test} that all methods are alike: p {_p(first.friedman_p)}."
     )
 
 

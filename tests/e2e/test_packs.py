@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import pytest
 from runs import CURVE, finish, settings, start, table, wait_for, wait_for_evaluations
 
+from orchestrator.run import main
 from results import load
 
 SEARCH = settings(
@@ -31,7 +33,7 @@ def pack_of(pid: int) -> psutil.Process | None:
 
 
 def test_a_pack_that_is_killed_gives_the_results_of_trials_by_themselves(
-    experiment: Path, tmp_path: Path
+    experiment: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     finish(start(experiment, "--name", "alone", *SEARCH, *METHODS))
     process = start(
@@ -52,3 +54,5 @@ def test_a_pack_that_is_killed_gives_the_results_of_trials_by_themselves(
     assert set(trials.trials_per_pack) == {3}
     assert set(load(expected).trials.trials_per_pack) == {1}
     assert trials.set_index("trial_id").retries["qlora-000"] == 1
+    assert main(["--reproduce", str(found), "qlora-000"]) == 2
+    assert "qlora-000 was trained beside others in a pack" in capfd.readouterr().err

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from runs import run, table
 
@@ -132,6 +134,15 @@ def test_the_best_configurations_are_confirmed_on_test_and_a_copy_of_a_method_is
     differences = compare(results).set_index(["method_a", "method_b"])
     assert "no difference shown" in differences.verdict["lora", "again"]
     assert "highest test accuracy" in done.stdout
+    same = run("--reproduce", directory, "again-seed1")
+    assert "the same numbers in all" in same.stdout, same.stdout + same.stderr
+    rows = pq.read_table(directory / "trials.parquet", partitioning=None)
+    place = rows.column_names.index("test_loss")
+    changed = rows.set_column(place, rows.schema.field(place), pa.array([9.0] * len(rows)))
+    pq.write_table(changed, directory / "trials.parquet")
+    other = run("--reproduce", directory, "again-seed1")
+    assert other.returncode == 1
+    assert "test: loss was 9.0, is 0." in other.stdout
     assert (directory / "report" / "index.html").is_file()
     assert len(list((directory / "report" / "figures").glob("*.png"))) == 4
 

@@ -167,7 +167,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("resources.trials_per_pack: 2 trials share a process", "expected one of them to be 1"),
     ),
     "a pack whose memory is to be measured": (
-        sets("resources={trials_per_pack: 2, auto: true}"),
+        sets("resources={trials_per_pack: auto, auto: true}"),
         ("resources.auto measures trials one at a time", "expected trials_per_pack of 1"),
     ),
     "workers with half a GPU": (
@@ -220,9 +220,20 @@ def test_dry_run_prints_the_plan_and_makes_nothing(
     assert main(["good.yaml", "--dry-run"]) == 0
     printed = capfd.readouterr().out
     assert "lora" in printed
+    assert "budget" not in printed
     assert "64 examples, file train.tsv" in printed
     assert "each trial: 1 CPUs, 0 GPUs" in printed
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_dry_run_says_what_a_budget_and_fresh_seeds_ask_for(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = sets("budget.examples=5000", "confirm.seeds=3", "resources.trials_per_pack=auto")
+    assert main(["good.yaml", "--dry-run", *wanted]) == 0
+    printed = capfd.readouterr().out
+    assert "budget of each method: 5,000 examples" in printed
+    assert "then the best of each method is trained with 3 fresh seeds" in printed
 
 
 def test_dry_run_says_what_each_of_a_trials_workers_gets(

@@ -90,6 +90,21 @@ def test_one_seed_says_so(made_up: Maker) -> None:
     said = compare(results).set_index(["method_a", "method_b"]).verdict
     assert "one seed, so chance in training is not counted" in said[("head", "full")]
     assert "one seed shows no difference" in compare(results, "train_seconds").verdict.iloc[0]
+    assert verdict(results, "made-up").endswith("Of one seed: chance in training is not counted.")
+    assert "nan" not in verdict(results, "made-up", "train_seconds")
+
+
+def test_methods_that_are_not_confirmed_are_named(made_up: Maker) -> None:
+    made = made_up()
+    made.trials = [row for row in made.trials if not row["trial_id"].startswith("full-seed")]
+    assert verdict(made.results(), "made-up").endswith(
+        "it beats head. Not confirmed, and not compared: full."
+    )
+    made.trials = [row for row in made.trials if not row["trial_id"].startswith("head-seed")]
+    assert verdict(made.results(), "made-up").endswith("%. Not confirmed, and not compared: head and full.")
+    for row in made.trials:
+        row["peak_memory_bytes"] = None
+    assert verdict(made.results(), "made-up", "peak_memory_bytes").startswith("Not compared: no peak memory")
 
 
 def test_pairs_are_in_the_order_of_the_searches_whichever_was_confirmed_first(made_up: Maker) -> None:

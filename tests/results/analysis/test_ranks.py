@@ -45,3 +45,12 @@ def test_two_experiments_of_two_methods_prove_nothing(made_up: Maker) -> None:
     assert table.average_rank.to_dict() == {"full": 1.0, "lora": 2.0}
     assert table.friedman_p.iloc[0] == pytest.approx(0.5)
     assert table.not_worse_than_best.all()
+
+
+def test_ties_say_nothing(made_up: Maker) -> None:
+    made = [made_up(f"{number}", {"full": 0.9, "lora": 0.9}) for number in range(6)]
+    for row in reduce(add, made).trials:
+        row["test_accuracy"] = 0.9 if row["phase"] == "confirm" else None
+    table = ranks(reduce(add, made).results())
+    assert table.friedman_p.iloc[0] == 1
+    assert table.not_worse_than_best.all()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,10 +86,20 @@ def test_the_founding_claims_get_the_verdicts_that_were_planted(made_up: Maker) 
     assert found.verdict["full fine-tuning overfits more than LoRA"] == HOLDS
 
 
+def test_what_was_not_recorded_cannot_be_said(made_up: Maker) -> None:
+    made = made_up(accuracy={"full": 0.8, "lora": 0.82, "qlora": 0.81})
+    for row in made.trials:
+        row |= {"final_train_loss": None, "model_bytes": None, "trials_per_pack": 4}
+    found = claims(replace(made.results(), metrics=made_up(evaluations=0).results().metrics))
+    found = found.set_index("claim").verdict
+    assert found["LoRA validates better than full fine-tuning"] == HOLDS
+    assert set(found.drop("LoRA validates better than full fine-tuning")) == {UNKNOWN}
+
+
 def test_what_noise_hides_is_not_claimed_and_what_is_missing_cannot_be_said(made_up: Maker) -> None:
     made = made_up(accuracy={"full": 0.8, "lora": 0.8})
     for row, shift in zip(made.trials, [0.0, 0.03, -0.03, 0.01] * 4, strict=False):
-        row["validation_accuracy"] = 0.8 + shift
+        row |= {"validation_accuracy": 0.8 + shift, "hp_learning_rate": 1e-4, "hp_rank": 4}
     found = claims(made.results()).set_index("claim").verdict
     assert found["LoRA validates better than full fine-tuning"] == UNDECIDED
     assert found["QLoRA makes the model 84% smaller"] == UNKNOWN

@@ -17,7 +17,7 @@ DIRECTIONS: Any = {"validation_accuracy": "max", "train_seconds": "min"}
 
 def trials_of(points: list[tuple[int, int]]) -> pd.DataFrame:
     frame = pd.DataFrame(points, columns=["validation_accuracy", "train_seconds"]).astype(float)
-    return frame.assign(experiment="e", phase="search", method="lora")
+    return frame.assign(experiment="e", phase="search", method="lora", status="completed")
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,6 +47,14 @@ def test_each_experiment_has_its_own_front_and_methods_can_be_compared(made_up: 
         ("other", "full"): True,
         ("other", "lora"): False,  # less accurate, and later in the list, which is larger
     }
+
+
+def test_a_trial_that_failed_is_on_no_front(made_up: Maker) -> None:
+    made = made_up(accuracy={"lora": 0.8}, seeds=0)
+    made.trials[0] |= {"status": "diverged", "validation_accuracy": 0.99, "train_seconds": 0.1}
+    found = pareto(made.results(), DIRECTIONS, of="trials")
+    assert "lora-000" not in set(found.trial_id)
+    assert found.efficient.any()
 
 
 def test_what_has_no_value_is_left_out_and_bad_names_are_refused(made_up: Maker) -> None:

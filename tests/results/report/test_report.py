@@ -174,7 +174,7 @@ def test_two_thousand_trials(browser: Browser, made_up: Maker, tmp_path: Path) -
 
 
 def test_several_experiments_on_one_page(browser: Browser, made_up: Maker, tmp_path: Path) -> None:
-    both = made_up("one") + made_up("other.two", {"full": 0.9, "lora": 0.8})
+    both = made_up("other_two") + made_up("other.two", {"full": 0.9, "lora": 0.8})
     page = write_report(both.results(), tmp_path)
     opened = Opened(browser, page)
     opened.check()
