@@ -3,7 +3,7 @@
 Examples per second of training, 1 thread or a GPU, of a GPT-2 on SST-2: our loop, the HF Trainer as one
 writes it (``DataCollatorWithPadding``, batches of any lengths), and the HF Trainer on exactly our batches,
 which tells what the batches give from what the loop gives. All three train the same examples in batches of
-the same size, in turns, so that a noisy machine is noisy for all::
+the same size, in turns, so that a noisy machine is noisy for all; the first two steps are not timed::
 
     python -m benchmarks.inside_trial --out benchmarks/results/inside_trial.md
 
@@ -55,6 +55,8 @@ from trainables.trial import CPU, TrialSpec, set_up
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCH_SIZE, SEED = 16, 1
+WARM_UP = 2
+"""Steps of an epoch that are not timed: the first ones allocate what later ones find."""
 OURS, PLAIN, SAME = "our loop", "Trainer", "Trainer, our batches"
 TRAINING = TrainingSettings(learning_rate=3e-4, batch_size=BATCH_SIZE)
 
@@ -73,17 +75,21 @@ class Task:
         """Of an epoch."""
         return len(self.data.train) // BATCH_SIZE
 
+    @property
+    def timed_examples(self) -> int:
+        """Of an epoch."""
+        return (self.steps - WARM_UP) * BATCH_SIZE
+
 
 def our_seconds(task: Task, kind: str) -> float:
-    """Train an epoch as a trial does, and return its seconds."""
+    """Train an epoch as a trial does, and return the seconds of the steps that count."""
     spec = TrialSpec(kind, kind, kind, SEED, METHODS[kind].settings(), TRAINING)
     trained, _ = set_up(spec, task.base, 10 * task.steps, task.device, ALONE, task.data.train.longest)
     data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
-    take_steps(trained, islice(data, 2))
-    data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
+    take_steps(trained, islice(data, WARM_UP))
     synchronize(task.device)
     started = time.perf_counter()
-    take_steps(trained, islice(data, task.steps))
+    take_steps(trained, islice(data, task.steps - WARM_UP))
     synchronize(task.device)
     return time.perf_counter() - started
 
@@ -115,13 +121,14 @@ class GivenBatches(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Times the steps of an epoch: what comes before them and after is not training."""
+    """Times the steps of an epoch that count: what comes before them and after is not training."""
 
     started = seconds = 0.0
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        synchronize(args.device)
-        self.started = time.perf_counter()
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.global_step == WARM_UP:
+            synchronize(args.device)
+            self.started = time.perf_counter()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         synchronize(args.device)
@@ -169,7 +176,7 @@ def rows(split: TokenizedSplit) -> Iterator[dict[str, Any]]:
 
 
 def trainer_seconds(task: Task, kind: str, batches: list[list[int]] | None) -> float:
-    """Train an epoch with the HF Trainer, on batches that are given or its own, and return its seconds."""
+    """Train an epoch with the HF Trainer, on batches that are given or its own; return what counts of it."""
     watch = Watch()
     with TemporaryDirectory() as directory:
         common: dict[str, Any] = {
@@ -280,7 +287,7 @@ def measure(task: Task, kind: str, pairs: int) -> Found:
         }
         for way, value in seconds.items():
             if number:
-                speeds[way].append(len(task.data.train) / value)
+                speeds[way].append(task.timed_examples / value)
     return Found(kind, speeds, flops_per_example(task, kind))
 
 
@@ -350,6 +357,8 @@ def main() -> None:
         torch.set_num_threads(1)
     logging.set_verbosity_error()
     model = ModelSettings(path=str(options.model))
+    if options.examples % BATCH_SIZE:
+        parser.error(f"--examples: expected a multiple of {BATCH_SIZE}, got {options.examples}")
     settings = DataSettings(
         path=None,
         columns=["sentence", "label"],

@@ -2,7 +2,7 @@
 
 One Ray Tune experiment per method; OptunaSearch and ASHA; an actor per trial; inside it the HF Trainer, PEFT
 and ``DataCollatorWithPadding``. Search spaces, budgets, seeds, slots, evaluations and checkpoints are those
-of the experiment file, so that both programs train the same trials::
+of the experiment file, so that both programs train trials of the same hyperparameters::
 
     python -m benchmarks.plain_tune experiment.yaml --output plain.json
 

@@ -1,7 +1,7 @@
 """Time to the finished search: ours against the peer in ``plain_tune.py``, in interleaved pairs.
 
 Five methods, six trials each, two slots, 1,000 sentences of SST-2, a small pretrained GPT-2. Random search,
-so that both train the same trials; ASHA stops them in both::
+so that both train trials of the same hyperparameters; ASHA stops them in both::
 
     python -m benchmarks.race --pairs 3 --out benchmarks/results/race.md
 
