@@ -76,7 +76,15 @@ def test_a_checkpoint_that_is_dropped_changes_nothing_else(tmp_path: Path) -> No
 
 def test_predictions_go_with_their_trials(tmp_path: Path) -> None:
     of_trial = {"experiment": "e", "trial_id": "lora-000", "method": "lora", "phase": "search"}
-    judged = replace(record(), predictions=[{**of_trial, "example_id": 1, "label": "a", "prediction": "b"}])
+    prediction = {
+        "seed": 0,
+        "example_id": 1,
+        "label": "a",
+        "prediction": "b",
+        "loss": 1.0,
+        "logits": [0.0, 1.0],
+    }
+    judged = replace(record(), predictions=[{**of_trial, **prediction}])
     write_record(tmp_path, judged)
     write_snapshot(tmp_path)
     assert len(load(tmp_path).predictions) == 1
@@ -136,7 +144,7 @@ def test_a_reader_never_sees_half_a_table(tmp_path: Path) -> None:
 def test_load_takes_directories_of_runs_and_globs(tmp_path: Path) -> None:
     for name, columns in (("one", {"hp_rank": 8}), ("two", {"hp_beta": 0.5})):
         (tmp_path / name).mkdir()
-        write_record(tmp_path / name, record(**columns))
+        write_record(tmp_path / name, record(experiment=name, **columns))
         write_snapshot(tmp_path / name)
     for path in (tmp_path, f"{tmp_path}/*", [tmp_path / "one", tmp_path / "two"]):
         loaded = load(path)
