@@ -83,9 +83,11 @@ class Node:
         """Say how many workers of trials, or packs of them, it has room for at once."""
         fits = [int(self.cpus / resources.cpus_per_trial + 1e-9)]
         if resources.gpus_per_trial:
-            share = resources.gpus_per_trial  # of one GPU: Ray splits none over two
-            of_one = int(1 / share + 1e-9)
-            fits.append(int(self.gpus) * of_one if share < 1 else int(self.gpus / share + 1e-9))
+            asked = resources.gpus_per_trial
+            if asked < 1:  # a share of one GPU: Ray splits none over two
+                fits.append(int(self.gpus) * int(1 / asked + 1e-9))
+            else:
+                fits.append(int(self.gpus / asked + 1e-9))
         if resources.memory_per_trial is not None and self.memory < math.inf:
             fits.append(int(self.memory // resources.memory_per_trial))
         return min(fits)

@@ -84,7 +84,8 @@ def _train(
     with Display(console, experiment, done) as display, TrialMetrics(experiment, done) as metrics:
         provenance = collect_provenance(experiment, prepared)
         watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, done)]
-        watchers += [mirror] if mirror else []
+        if mirror:
+            watchers.append(mirror)
         recorder = Recorder(
             experiment, provenance, directory, watchers, say, earlier, mirror.drop if mirror else None
         )

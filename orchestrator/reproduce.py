@@ -79,10 +79,11 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bo
         if recorded[column] != getattr(point, column)
     ]
     if is_judged:
+        now = {column: getattr(points[-1].test, column, None) for column in JUDGED}
         differences += [
-            f"test: {column} was {row[f'test_{column}']!r}, is {getattr(points[-1].test, column, None)!r}"
-            for column in JUDGED
-            if row[f"test_{column}"] != getattr(points[-1].test, column, None)
+            f"test: {column} was {row[f'test_{column}']!r}, is {value!r}"
+            for column, value in now.items()
+            if row[f"test_{column}"] != value
         ]
     return Reproduction(len(curve), tuple(differences))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -103,6 +104,12 @@ def example_rows(count: int) -> list[tuple[str, int]]:
         filler = [rest[(i * 7 + j * (i % 5 + 1)) % len(rest)] for j in range(2 + i % 6)]
         rows.append((" ".join([*filler, word, *filler[: i % 3]]), i % 2))
     return rows
+
+
+def data_settings(files: dict[str, Path]) -> dict[str, Any]:
+    """Return what an experiment says of files of sentences and labels."""
+    splits = {name: str(file) for name, file in files.items()}
+    return {"path": None, "columns": ["sentence", "label"], **splits}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model, head_modules
 from trainables.batches import Batch
-from trainables.dropout import Masks, Sort, scale
+from trainables.dropout import Masks, Sort, keep, scale
 from trainables.methods.low_rank_layers import LowRankLayer
 from trainables.stacked_layers import AdaptedLinear, OwnLinear, StackedAdapters
 from trainables.stacks import Stacks
@@ -254,7 +254,7 @@ class SharedBase:
         (dropout,) = self._guests[0].adapted[name].lora_dropout.values()
         sort, index = self._guests[0].trained.masks.next_site(dropout)
         mask = self._of_adapters[sort.shape][index]
-        return (inputs.reshape(mask.shape) * mask).to(inputs.dtype).flatten(1, -2)
+        return keep(inputs, mask, 1).view(len(self._guests), -1, inputs.shape[-1])
 
     def _find_adapters(self, name: str) -> StackedAdapters:
         scaling = torch.tensor([guest.scaling(name) for guest in self._guests])

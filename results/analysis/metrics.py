@@ -61,12 +61,14 @@ def level(value: float, metric: str) -> str:
     return f"{100 * value:.1f}%" if metric in SHARES else amount(value, metric)
 
 
+def good_trials(trials: pd.DataFrame, *metrics: str) -> pd.DataFrame:
+    """Return the trials of the search that did not fail and have some metrics."""
+    return trials[(trials.phase == "search") & ~trials.status.isin(FAILURES)].dropna(subset=list(metrics))
+
+
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """Return each method's best trial of the search: by validation accuracy, then loss, then number."""
-    good = trials[
-        (trials.phase == "search") & ~trials.status.isin(FAILURES) & trials.validation_accuracy.notna()
-    ]
-    order = good.sort_values(
+    order = good_trials(trials, "validation_accuracy").sort_values(
         ["validation_accuracy", "validation_loss", "trial_number"], ascending=[False, True, True]
     )
     return order.drop_duplicates(["experiment", "method"])
@@ -81,10 +83,10 @@ def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
     trials = results.trials[results.trials.experiment == experiment]
     judged = trials[(trials.phase == "confirm") & trials.test_accuracy.notna()]
     hyperparameters = [name for name in trials if name.startswith(HYPERPARAMETER_PREFIX)]
-    best = best_trials(trials).set_index("method")[hyperparameters].reindex(judged.method)
-    found, wanted = judged[hyperparameters].to_numpy(object), best.to_numpy(object)
+    best = best_trials(trials).set_index("method")[hyperparameters]
+    found, wanted = judged[hyperparameters].to_numpy(object), best.reindex(judged.method).to_numpy(object)
     is_same = (found == wanted) | (pd.isna(found) & pd.isna(wanted))
-    return judged[is_same.all(axis=1) | ~judged.method.isin(best_trials(trials).method)]
+    return judged[is_same.all(axis=1) | ~judged.method.isin(best.index)]
 
 
 def packs(trials: pd.DataFrame) -> bool:

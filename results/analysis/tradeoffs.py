@@ -9,7 +9,7 @@ import moocore
 import numpy as np
 import pandas as pd
 
-from results.analysis.metrics import FAILURES
+from results.analysis.metrics import good_trials
 from results.analysis.summary import summary
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def pareto(
     Raises:
         ValueError: if a metric is no column of numbers, or a direction neither max nor min.
     """
-    trials = results.trials
-    searched = trials[(trials.phase == "search") & ~trials.status.isin(FAILURES)]
-    frame = summary(results) if of == "methods" else searched
+    frame = summary(results) if of == "methods" else good_trials(results.trials)
     _check(frame, metrics)
     frame = frame.dropna(subset=list(metrics)).copy()
     frame["efficient"] = False

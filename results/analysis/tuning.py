@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import gammaln
 
 from results.analysis.bootstrap import LEVEL, Floats
-from results.analysis.metrics import FAILURES
+from results.analysis.metrics import FAILURES, good_trials
 from results.schema import HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def surface(results: ResultSet, metric: str = "validation_accuracy", bins: int =
 
 def _scored(results: ResultSet, metric: str) -> list[tuple[str, str, pd.DataFrame]]:
     trials = results.trials
-    good = trials[(trials.phase == "search") & ~trials.status.isin(FAILURES) & trials[metric].notna()]
+    good = good_trials(trials, metric)
     return [
         (str(experiment), str(method), group)
         for (experiment, method), group in good.groupby(["experiment", "method"], sort=False)

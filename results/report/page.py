@@ -17,8 +17,9 @@ from markupsafe import Markup
 from results.analysis import ranks, summary
 from results.loading import ResultSet
 from results.report import charts
+from results.report.across import ranks_note, ranks_table
 from results.report.parts import View
-from results.report.sections import ranks_note, ranks_table, write_part
+from results.report.sections import write_part
 from results.store import replace_file
 
 

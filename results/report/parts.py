@@ -104,3 +104,8 @@ class View:
             renderer="canvas" if marks > CANVAS_MARKS else "svg",
             wide=wide,
         )
+
+
+def p_value(value: float) -> str:
+    """Write a p-value."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

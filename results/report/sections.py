@@ -10,11 +10,11 @@ import pandas as pd
 import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
-from results.analysis.metrics import FAILURES, amount, confirmed, packs
+from results.analysis.metrics import FAILURES, amount, confirmed, good_trials, packs
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
-from results.report.parts import ExperimentPart, PageTable, Row, Section, View
+from results.report.parts import ExperimentPart, PageTable, Row, Section, View, p_value
 
 COSTS = (
     ("peak_memory_bytes", "peak memory, MB", 1e6),
@@ -57,18 +57,18 @@ def _verdict(view: View) -> str:
 
 def _notice(view: View) -> str:
     trials = view.results.trials
-    packed = " Trials trained in packs: their times and memory do not compare." if packs(trials) else ""
     running = int((trials.status == "running").sum())
     interrupted = int((trials.status == "interrupted").sum())
+    said = []
     if running:
-        state = (
+        said.append(
             f"This experiment is still running: {_count(running)} under way. What is said here may change."
         )
     elif interrupted:
-        state = f"This experiment was interrupted: {_count(interrupted)} unfinished."
-    else:
-        state = ""
-    return f"{state}{packed}".strip()
+        said.append(f"This experiment was interrupted: {_count(interrupted)} unfinished.")
+    if packs(trials):
+        said.append("Trials trained in packs: their times and memory do not compare.")
+    return " ".join(said)
 
 
 def _count(trials: int) -> str:
@@ -241,8 +241,7 @@ def _surfaces_section(view: View) -> Section | None:
             )
             figures.append(view.figure(f"surface-{method}", method, charts.surface_chart(mine), description))
             continue
-        mine = view.search[(view.search.method == method) & ~view.search.status.isin(FAILURES)]
-        trials = mine[mine.validation_accuracy.notna()]
+        trials = good_trials(view.search[view.search.method == method], "validation_accuracy")
         if "hp_learning_rate" in trials and len(trials.dropna(subset=["hp_learning_rate"])):
             description = (
                 f"Validation accuracy of every trial of {method} that did not fail, by learning rate."
@@ -289,7 +288,7 @@ def _differences_section(view: View) -> Section | None:
                 f"{row.method_a} − {row.method_b}",
                 _points(row.difference),
                 f"{_points(row.low)} to {_points(row.high)}",
-                _p(row.p_corrected),
+                p_value(row.p_corrected),
                 row.verdict,
             )
         )
@@ -366,36 +365,12 @@ def _provenance_section(view: View) -> Section:
     return Section(f"{view.key}-provenance", "Provenance", facts=facts, code=code)
 
 
-def ranks_table(across: pd.DataFrame) -> PageTable:
-    """Tabulate ranks across experiments."""
-    rows = [
-        Row((row.method, f"{row.average_rank:.2f}", "yes" if row.not_worse_than_best else "no"))
-        for row in across.itertuples()
-    ]
-    caption = f"Average rank by test accuracy over {across.experiments.iloc[0]} experiments; 1 is best."
-    return PageTable(caption, ("method", "average rank", "within the critical difference of the best"), rows)
-
-
-def ranks_note(across: pd.DataFrame) -> str:
-    """Say what the ranks are worth."""
-    first = across.iloc[0]
-    test = "the sign test" if len(across) == 2 else "Friedman's test"
-    return (
-        f"Critical difference {first.critical_difference:.2f} (Nemenyi, 5%);"
-        f" {test} that all methods are alike: p {_p(first.friedman_p)}."
-    )
-
-
 def _share(value: Any) -> str:
     return "–" if pd.isna(value) else f"{value:.1%}"
 
 
 def _points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _integer(value: Any) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 import psutil
 
 from results import load
+from tests.conftest import data_settings
 
 OUTCOME = [
     "trial_id",
@@ -48,11 +49,7 @@ def write_experiment(directory: Path, model: Path, data_files: dict[str, Path]) 
     values = {
         "name": "small",
         "model": {"path": str(model)},
-        "data": {
-            "path": None,
-            "columns": ["sentence", "label"],
-            **{name: str(path) for name, path in data_files.items()},
-        },
+        "data": data_settings(data_files),
         "training": {"epochs": 2, "batch_size": 8},
         "search": {"trials": 3},
         "confirm": {"seeds": 0},

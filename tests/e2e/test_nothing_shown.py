@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import data_settings
+
 SECRETS = {
     name: f"planted-{name.lower()}-0123456789"
     for name in (
@@ -52,11 +54,7 @@ def run(
     values = {
         "name": "small",
         "model": {"path": str(model_directories["gpt2"])},
-        "data": {
-            "path": None,
-            "columns": ["sentence", "label"],
-            **{name: str(path) for name, path in data_files.items()},
-        },
+        "data": data_settings(data_files),
         "training": {"epochs": 1},
         "search": {"trials": 1},
         "confirm": {"seeds": 1},

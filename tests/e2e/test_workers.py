@@ -13,6 +13,7 @@ import pytest
 from runs import finish, start
 
 from results import load
+from tests.conftest import data_settings
 
 
 @pytest.fixture
@@ -22,11 +23,7 @@ def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: d
     values = {
         "name": "small",
         "model": {"path": str(model_directories["llama"])},
-        "data": {
-            "path": None,
-            "columns": ["sentence", "label"],
-            **{name: str(path) for name, path in data_files.items()},
-        },
+        "data": data_settings(data_files),
         "training": {"epochs": 6, "batch_size": 9},
         "search": {"trials": 2, "sampler": "random", "reduction_factor": 2},
         "confirm": {"seeds": 1},

@@ -25,6 +25,8 @@ import pytest
 import yaml
 from playwright.sync_api import sync_playwright
 
+from tests.conftest import data_settings
+
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "monitoring" / "grafana" / "dashboards" / "finetune-comparison.json"
 
@@ -72,11 +74,7 @@ def watched(
     experiment = {
         "name": "watched",
         "model": {"path": str(model_directories["gpt2"])},
-        "data": {
-            "path": None,
-            "columns": ["sentence", "label"],
-            **{name: str(file) for name, file in data_files.items()},
-        },
+        "data": data_settings(data_files),
         "training": {"batch_size": 1, "evaluations_per_epoch": 1},
         "search": {"trials": 1, "early_stopping": "none"},
         "methods": {"head": {"epochs": 1}, "lora": {"epochs": 20000, "rank": 2}},

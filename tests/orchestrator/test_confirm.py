@@ -20,6 +20,7 @@ from orchestrator.progress import Display
 from orchestrator.provenance import collect_provenance
 from orchestrator.recorder import Recorder
 from orchestrator.worker import share
+from tests.conftest import data_settings
 
 
 class Planted:
@@ -35,11 +36,7 @@ def experiment(model_directories: dict[str, Path], data_files: dict[str, Path], 
         {
             "name": "planted",
             "model": {"path": str(model_directories["gpt2"])},
-            "data": {
-                "path": None,
-                "columns": ["sentence", "label"],
-                **{name: str(file) for name, file in data_files.items()},
-            },
+            "data": data_settings(data_files),
             "training": {"epochs": 1, "batch_size": 8},
             "search": {"trials": 2},
             "confirm": {"seeds": 2},

@@ -16,6 +16,7 @@ from ray.tune.logger import LoggerCallback
 from orchestrator.experiment import Experiment
 from orchestrator.loggers import Relay
 from orchestrator.run import main
+from tests.conftest import data_settings
 
 NUMBERS = ("validation_accuracy", "validation_loss", "train_loss", "peak_memory_bytes", "train_seconds")
 
@@ -26,11 +27,7 @@ def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: d
     values = {
         "name": "logged",
         "model": {"path": str(model_directories["gpt2"])},
-        "data": {
-            "path": None,
-            "columns": ["sentence", "label"],
-            **{name: str(file) for name, file in data_files.items()},
-        },
+        "data": data_settings(data_files),
         "training": {"epochs": 1, "batch_size": 8},
         "search": {"trials": 1},
         "confirm": {"seeds": 1},

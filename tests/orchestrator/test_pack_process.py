@@ -17,6 +17,7 @@ from orchestrator.experiment import Assignment, Experiment
 from orchestrator.pack_process import PackProcess
 from orchestrator.prepare import prepare
 from orchestrator.worker import Inputs, share
+from tests.conftest import data_settings
 from trainables.evaluation import Evaluation
 
 
@@ -28,11 +29,7 @@ def inputs(
         {
             "name": "packed",
             "model": {"path": str(model_directories["gpt2"])},
-            "data": {
-                "path": None,
-                "columns": ["sentence", "label"],
-                **{name: str(file) for name, file in data_files.items()},
-            },
+            "data": data_settings(data_files),
             "training": {"epochs": 3, "batch_size": 8},
             "methods": {"lora": {"rank": 2}},
             "storage": str(tmp_path / "runs"),

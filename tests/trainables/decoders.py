@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+)
+
+from trainables.attention import let_draw_ahead
 
 PAD = 0
 
@@ -34,4 +42,23 @@ def tiny(model_type: str) -> PreTrainedModel:
         model_type, vocab_size=50, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, num_labels=3, **sizes
     )
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    return model
+
+
+def dropping_gpt2(**shares: float) -> PreTrainedModel:
+    """Make a GPT-2 that trains and may draw its masks ahead, with what it drops as its config names it."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=50,
+        n_positions=32,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=None,
+        **shares,
+    )
+    model = GPT2ForSequenceClassification(config).train()
+    let_draw_ahead(model)
     return model

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decoders import dropping_gpt2
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from trainables.attention import attend, let_draw_ahead
+from trainables.attention import attend
 from trainables.dropout import draw_ahead
 
 TEXTS, HEADS, TOKENS, WIDTH, P = 3, 4, 7, 5, 0.25
@@ -106,23 +106,7 @@ def test_bfloat16(has_rotated: bool, device: torch.device) -> None:
 
 
 def test_attention_without_a_mask_is_causal() -> None:
-    torch.manual_seed(0)
-    model = GPT2ForSequenceClassification(
-        GPT2Config(
-            vocab_size=50,
-            n_positions=32,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=None,
-            attn_pdrop=1e-9,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-        )
-    ).train()
-    let_draw_ahead(model)
+    model = dropping_gpt2(attn_pdrop=1e-9, embd_pdrop=0.0, resid_pdrop=0.0)
     assert draw_ahead(model, 9).is_of_use
     whole = {"input_ids": torch.randint(1, 50, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
     with torch.no_grad():

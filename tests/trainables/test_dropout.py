@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoders import tiny
+from decoders import dropping_gpt2, tiny
 from torch import nn
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -23,21 +21,7 @@ P = 0.25
 
 
 def gpt2(**changed: float) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=50,
-        n_positions=32,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-        **{"attn_pdrop": P, "embd_pdrop": P, "resid_pdrop": P, **changed},
-    )
-    model = GPT2ForSequenceClassification(config).train()
-    let_draw_ahead(model)
-    return model
+    return dropping_gpt2(**{"attn_pdrop": P, "embd_pdrop": P, "resid_pdrop": P, **changed})
 
 
 def texts() -> dict[str, torch.Tensor]:

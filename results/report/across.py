@@ -1,0 +1,27 @@
+"""What the page says of several experiments together."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from results.report.parts import PageTable, Row, p_value
+
+
+def ranks_table(across: pd.DataFrame) -> PageTable:
+    """Tabulate ranks across experiments."""
+    rows = [
+        Row((row.method, f"{row.average_rank:.2f}", "yes" if row.not_worse_than_best else "no"))
+        for row in across.itertuples()
+    ]
+    caption = f"Average rank by test accuracy over {across.experiments.iloc[0]} experiments; 1 is best."
+    return PageTable(caption, ("method", "average rank", "within the critical difference of the best"), rows)
+
+
+def ranks_note(across: pd.DataFrame) -> str:
+    """Say what the ranks are worth."""
+    first = across.iloc[0]
+    test = "the sign test" if len(across) == 2 else "Friedman's test"
+    return (
+        f"Critical difference {first.critical_difference:.2f} (Nemenyi, 5%);"
+        f" {test} that all methods are alike: p {p_value(first.friedman_p)}."
+    )
