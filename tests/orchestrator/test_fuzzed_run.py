@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.loading import load_experiment
 from orchestrator.ownership import write_experiment
+from orchestrator.recorder import Recorder
 from orchestrator.resume import earlier_trials, read_run, recorded_trials
 from orchestrator.rows import Provenance, TrialHistory, trial_record
 from orchestrator.run import main
@@ -110,6 +112,20 @@ def test_what_a_run_leaves_is_read(directory: Path) -> None:
     assert [trial.spec.trial_id for trial in earlier.finished] == ["lora-000", "lora-seed0"]
     assert [trial.spec.trial_id for trial in earlier.unfinished] == ["lora-001"]
     assert len(records) == 3
+
+
+def test_a_trial_that_loses_its_checkpoint_later_keeps_the_rest_of_its_row(directory: Path) -> None:
+    """Who trained it, and with what, is not who goes on with the run."""
+    unfinished = recorded_trials(directory)[1]
+    write_record(directory, replace(unfinished, trial={**unfinished.trial, "status": "completed"}))
+    experiment, before = read_run(str(directory)), recorded_trials(directory)
+    earlier = earlier_trials(directory, experiment, before, LABELS)
+    now = Provenance("0" * 64, "sst2", "1" * 64, {"train": "x"}, "another", {"torch": "3"}, LABELS)
+    Recorder(experiment, now, directory, [], print, earlier).close()
+    after = recorded_trials(directory)
+    assert [one.trial for one in after] == [one.trial for one in before]
+    assert [bool(one.checkpoints) for one in before] == [True, True, True]
+    assert [bool(one.checkpoints) for one in after] == [True, False, True]
 
 
 texts = st.text(max_size=8) | st.sampled_from(

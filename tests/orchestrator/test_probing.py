@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertTokenizer
 
 from orchestrator.experiment import Experiment
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.probing import heaviest_trial
+from tests.conftest import WORDS
 from trainables.data import TokenizedSplit
 from trainables.measure import peak_memory, shared_memory
 from trainables.probe import longest_examples, probe
@@ -35,6 +38,22 @@ def experiment(model_directories: dict[str, Path], data_files: dict[str, Path]) 
 @pytest.fixture(scope="module")
 def prepared(experiment: Experiment) -> Prepared:
     return prepare(experiment, print)
+
+
+@pytest.mark.parametrize(("model", "asks"), [("bert", True), ("gpt2", False)])
+def test_texts_of_pairs_are_told_apart_for_models_that_ask(
+    model: str, asks: bool, model_directories: dict[str, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "pairs.tsv"
+    file.write_text("".join(f"good film\tbad plot\t{row % 2}\n" for row in range(40)))
+    data = {"path": None, "columns": ["one", "other", "label"], "text": "one", "text_pair": "other"}
+    data |= {"validation": None, "test": None}
+    directory = shutil.copytree(model_directories[model], tmp_path / model)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    BertTokenizer(vocab={word: place for place, word in enumerate(words)}).save_pretrained(directory)
+    values = {"model": {"path": str(directory)}, "data": {**data, "train": str(file)}}
+    found = prepare(Experiment.model_validate({**values, "methods": {"head": {}}}), print).data.train.segments
+    assert (None if found is None else found[:7].tolist()) == ([0, 0, 0, 0, 1, 1, 1] if asks else None)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 40))
