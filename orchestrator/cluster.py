@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,9 @@ PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
 WORKING_DIRECTORIES = "working_dir_files"
 """The directory of a node in which Ray unpacks what jobs bring along."""
 
+GPU_TYPE = "accelerator_type:"
+"""What Ray puts before the type of a node's GPUs, among its resources."""
+
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where ``ray up`` leaves the cluster's configuration on the head."""
 
@@ -78,6 +82,19 @@ class Node:
     cpus: float
     gpus: float
     memory: float = math.inf  # bytes for workers, the object store apart; infinite until Ray runs there
+    gpu_type: str | None = None  # as Ray calls it, such as A100
+
+    @classmethod
+    def of(cls, name: str, resources: Mapping[str, float]) -> Node:
+        """Describe a node by what Ray calls its resources."""
+        types = [key.removeprefix(GPU_TYPE) for key in resources if key.startswith(GPU_TYPE)]
+        return cls(
+            name,
+            cpus=float(resources.get("CPU", 0)),
+            gpus=float(resources.get("GPU", 0)),
+            memory=float(resources.get("memory", math.inf)),
+            gpu_type=types[0] if types else None,
+        )
 
     def slots(self, resources: ResourceSettings) -> int:
         """Say how many workers of trials, or packs of them, it has room for at once."""
@@ -178,10 +195,7 @@ def this_machine() -> Node:
 def alive_nodes() -> tuple[Node, ...]:
     """Describe the nodes of the cluster that was joined."""
     return tuple(
-        Node(
-            node["NodeManagerAddress"],
-            *(node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU", "memory")),
-        )
+        Node.of(node["NodeManagerAddress"], {"memory": 0.0, **node["Resources"]})
         for node in ray.nodes()
         if node["Alive"]
     )
@@ -194,7 +208,7 @@ def node_types() -> tuple[Node, ...]:
         return ()
     types = yaml.safe_load(file.read_text()).get("available_node_types", {})
     return tuple(
-        Node(name, float(kind["resources"].get("CPU", 0)), float(kind["resources"].get("GPU", 0)))
+        Node.of(name, kind["resources"])
         for name, kind in types.items()
         if kind["resources"]
         for _ in range(kind.get("max_workers", 0))

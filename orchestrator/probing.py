@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from orchestrator.cluster import Cluster, alive_nodes, node_types
+from orchestrator.cluster import Cluster, Node, alive_nodes, node_types
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.fitting import LESS_MEMORY, MARGIN, fit
@@ -65,8 +65,9 @@ def fit_resources(
         where: what messages name as the place of the settings.
 
     Raises:
-        ExperimentError: naming the methods that do not fit.
+        ExperimentError: naming the methods that do not fit, or unlike GPUs.
     """
+    _check_alike((*cluster.nodes, *node_types()), where)
     report(f"resources: auto: measuring {', '.join(experiment.methods)}, each in a process of its own")
     try:
         peaks = _probe_all(share(experiment, prepared, experiment.run_directory), prepared, cluster)
@@ -78,6 +79,18 @@ def fit_resources(
     fitted = experiment.model_copy(update={"resources": resources})
     check_resources(fitted, [*nodes, *node_types()], where)
     return Fitted(fitted, peaks, replace(cluster, nodes=nodes).slots(fitted))
+
+
+def _check_alike(nodes: Sequence[Node], where: str) -> None:
+    """Refuse GPUs of several types: all trials ask for one share of a GPU, and it is measured on one."""
+    types = sorted({node.gpu_type for node in nodes if node.gpu_type})
+    if len(types) > 1:
+        raise ExperimentError(
+            [
+                f"{where}: resources: auto: expected GPUs of one type, got {', '.join(types)}; set"
+                " resources.gpus_per_trial to a share that is enough on the smallest of them"
+            ]
+        )
 
 
 def _probe_all(inputs: Inputs, prepared: Prepared, cluster: Cluster) -> dict[str, Peak]:

@@ -51,6 +51,12 @@ def test_a_trial_of_several_workers_takes_places_on_several_nodes() -> None:
         check_resources(experiment, cluster.nodes)
 
 
+def test_nodes_are_read_from_what_ray_calls_their_resources() -> None:
+    resources = {"CPU": 8, "GPU": 1, "memory": 3e10, "node:10.0.0.2": 1, "accelerator_type:A10G": 1}
+    assert Node.of("gpus", resources) == Node("gpus", 8, 1, 3e10, "A10G")
+    assert Node.of("to come", {"CPU": 8}) == Node("to come", 8, 0)
+
+
 def test_a_cluster_that_may_grow_has_no_limit_of_its_own() -> None:
     here, there = (Cluster((SMALL,), is_joined=joined, dashboard=None) for joined in (False, True))
     assert [here.limit(asking(1)), here.limit(asking(1, concurrent=9))] == [2, 2]

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
+from orchestrator.cluster import Cluster, Node
+from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.prepare import Prepared, prepare
-from orchestrator.probing import heaviest_trial
+from orchestrator.probing import fit_resources, heaviest_trial
 from tests.conftest import WORDS
 from trainables.data import TokenizedSplit
 from trainables.measure import peak_memory, shared_memory
@@ -67,6 +69,15 @@ def test_the_longest_examples_are_taken_whole(lengths: list[int], count: int) ->
         mine = found.tokens[found.offsets[place] : found.offsets[place + 1]]
         assert list(mine) == list(tokens[offsets[example] : offsets[example + 1]])
         assert found.labels[place] == example % 2
+
+
+def test_gpus_of_several_types_are_refused_before_anything_is_tried(
+    experiment: Experiment, prepared: Prepared
+) -> None:
+    nodes = (Node("head", 4, 0), Node("one", 8, 1, gpu_type="A100"), Node("other", 8, 1, gpu_type="T4"))
+    expected = "resources: auto: expected GPUs of one type, got A100, T4; set resources.gpus_per_trial"
+    with pytest.raises(ExperimentError, match=expected):
+        fit_resources(experiment, prepared, Cluster(nodes, is_joined=True, dashboard=None), print, "here")
 
 
 def test_the_hungriest_trial_has_the_largest_of_everything(
