@@ -11,8 +11,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from orchestrator.budget import Purse
-from orchestrator.experiment import Assignment
-from orchestrator.reports import ASSIGNMENT, EVALUATION, OBJECTIVE
+from orchestrator.experiment import Assignment, Experiment
+from orchestrator.reports import EVALUATION, OBJECTIVE
 
 
 def make_bracket(evaluations: int, grace: int, reduction_factor: int) -> AsyncHyperBandScheduler:
@@ -34,6 +34,20 @@ def make_bracket(evaluations: int, grace: int, reduction_factor: int) -> AsyncHy
     )
 
 
+def make_brackets(experiment: Experiment, purse: Purse | None) -> MethodBrackets:
+    """Make every method's bracket: ASHA, or one that stops nothing."""
+    search = experiment.search
+    brackets: dict[str, TrialScheduler] = {
+        method: make_bracket(
+            experiment.most_evaluations(method), search.grace_evaluations, search.reduction_factor
+        )
+        if search.early_stopping == "asha"
+        else FIFOScheduler()
+        for method in experiment.methods
+    }
+    return MethodBrackets(brackets, purse)
+
+
 class MethodBrackets(FIFOScheduler):
     """Judge each trial against trials of its own method only, and start trials in the order suggested.
 
@@ -50,9 +64,9 @@ class MethodBrackets(FIFOScheduler):
         self._stopped: set[str] = set()  # by Tune's id
 
     def _bracket(self, trial: Trial) -> TrialScheduler:
-        assignment = trial.config[ASSIGNMENT]
+        assignment = Assignment.from_config(trial.config)
         # Trials that confirm run to their end.
-        return self._brackets[assignment["method"]] if _is_search(trial) else FIFOScheduler()
+        return self._brackets[assignment.method] if assignment.phase == "search" else FIFOScheduler()
 
     def replay(self, method: str, trial_id: str, objectives: Sequence[float]) -> None:
         """Tell a method's bracket the curve of a trial of an interrupted run: objectives by evaluation.
@@ -91,11 +105,11 @@ class MethodBrackets(FIFOScheduler):
         return TrialScheduler.STOP if is_over else decision
 
     def _has_spent_all(self, trial: Trial, result: dict[str, Any]) -> bool:
-        if self._purse is None or not _is_search(trial):
+        assignment = Assignment.from_config(trial.config)
+        if self._purse is None or assignment.phase != "search":
             return False
-        method = trial.config[ASSIGNMENT]["method"]
-        self._purse.note(method, _known(trial).trial_id, result)
-        return self._purse.is_empty(method)
+        self._purse.note(assignment.method, assignment.trial_id, result)
+        return self._purse.is_empty(assignment.method)
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
@@ -110,13 +124,9 @@ class MethodBrackets(FIFOScheduler):
         return "\n".join(f"{name}: {bracket.debug_string()}" for name, bracket in self._brackets.items())
 
 
-def _is_search(trial: Trial) -> bool:
-    return Assignment(**trial.config[ASSIGNMENT]).phase == "search"
-
-
 def _known(trial: Trial) -> Trial:
     """Return what a bracket is told of one of Tune's trials: it looks at a trial's id only."""
-    return _named(Assignment(**trial.config[ASSIGNMENT]).trial_id)
+    return _named(Assignment.from_config(trial.config).trial_id)
 
 
 def _named(trial_id: str) -> Trial:

@@ -18,9 +18,9 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 
+from orchestrator.assignment import Assignment
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from orchestrator.recorder import assignment_of
 from orchestrator.reports import POINT, STATUS
 from orchestrator.rows import CURVE_COLUMNS, TrialHistory
 from orchestrator.secrets import redact
@@ -176,7 +176,7 @@ class Relay(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if trial.trial_id in self._running:
             return  # its worker died, and another one goes on
-        assignment = assignment_of(trial)
+        assignment = Assignment.from_config(trial.config)
         spec = self._experiment.trial_spec(assignment)
         config = {"method": spec.method, "phase": assignment.phase, "seed": spec.seed}
         shown = ShownTrial(

@@ -7,13 +7,13 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
+from orchestrator.brackets import MethodBrackets, make_brackets
 from orchestrator.budget import Purse
 from orchestrator.confirm import confirm_trials
 from orchestrator.experiment import Assignment
@@ -21,11 +21,10 @@ from orchestrator.limiter import RoomLimiter
 from orchestrator.lost_workers import count_lost_workers
 from orchestrator.packs import PackedTrialWorker, open_packs
 from orchestrator.ranks import MultiProcessTrialWorker, placement
-from orchestrator.recorder import Recorder, assignment_of
-from orchestrator.reports import ASSIGNMENT, OBJECTIVE
-from orchestrator.search import make_brackets, make_studies
+from orchestrator.recorder import Recorder
+from orchestrator.reports import OBJECTIVE
 from orchestrator.secrets import is_secret
-from orchestrator.studies import MethodStudies
+from orchestrator.studies import MethodStudies, make_studies
 from orchestrator.worker import Inputs
 
 TUNE_ENVIRONMENT = {
@@ -70,13 +69,12 @@ class Phases(Searcher):
         return self._studies.is_done and not self._waiting and not self._confirming
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:  # type: ignore[override]
-        searching = self._studies.suggest(trial_id)
-        if searching != Searcher.FINISHED:
-            return searching
+        if searching := self._studies.suggest(trial_id):
+            return searching.to_config()
         self._plan_confirmation()
         if self._waiting:
             self._confirming.add(trial_id)
-            return {ASSIGNMENT: asdict(self._waiting.pop(0))}
+            return self._waiting.pop(0).to_config()
         # A trial that runs may be the last of its method's search.
         return None if self._unconfirmed else Searcher.FINISHED
 
@@ -135,29 +133,15 @@ def run_phases(
     # Tune would give workers the driver's, in a way that each node's log and the dashboard show.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
     count_lost_workers()
-    experiment = inputs.experiment
-    resources = experiment.resources
+    experiment, resources = inputs.experiment, inputs.experiment.resources
     purse = Purse(experiment.budget) if experiment.budget.unit else None
     studies, brackets = make_studies(experiment, purse), make_brackets(experiment, purse)
-    finished, unfinished = recorder.of_phase("search"), recorder.unfinished("search")
-    studies.replay(
-        ((trial.assignment, trial.objective) for trial in finished),
-        [trial.assignment for trial in unfinished],
-    )
-    for trial in [*finished, *unfinished]:
-        brackets.replay(trial.spec.method, trial.spec.trial_id, trial.best_so_far)
-        if purse:
-            purse.replay(trial)
+    _replay(recorder, studies, brackets, purse)
     phases = Phases(studies, recorder, experiment.confirm.seeds)
     if phases.is_done:
         return True
-    worker = inputs.trainable
-    if resources.workers_per_trial > 1:
-        worker = tune.with_parameters(MultiProcessTrialWorker, inputs=inputs)
-    if resources.pack_size > 1:
-        worker = tune.with_parameters(PackedTrialWorker, packs=open_packs(inputs, resources))
     tuner = tune.Tuner(
-        tune.with_resources(worker, placement(resources)),
+        tune.with_resources(_worker(inputs), placement(resources)),
         tune_config=tune.TuneConfig(
             search_alg=phases if concurrent else RoomLimiter(phases, resources),
             scheduler=brackets,
@@ -181,6 +165,31 @@ def run_phases(
     return phases.is_done
 
 
+def _replay(
+    recorder: Recorder, studies: MethodStudies, brackets: MethodBrackets, purse: Purse | None
+) -> None:
+    """Tell studies, brackets and purse what an earlier process found in the search."""
+    finished, unfinished = recorder.of_phase("search"), recorder.unfinished("search")
+    studies.replay(
+        ((trial.assignment, trial.objective) for trial in finished),
+        [trial.assignment for trial in unfinished],
+    )
+    for trial in [*finished, *unfinished]:
+        brackets.replay(trial.spec.method, trial.spec.trial_id, trial.best_so_far)
+        if purse:
+            purse.replay(trial)
+
+
+def _worker(inputs: Inputs) -> type[tune.Trainable]:
+    """Return what Tune starts for a trial: a process that trains, or one that drives those that do."""
+    resources = inputs.experiment.resources
+    if resources.pack_size > 1:
+        return tune.with_parameters(PackedTrialWorker, packs=open_packs(inputs, resources))
+    if resources.workers_per_trial > 1:
+        return tune.with_parameters(MultiProcessTrialWorker, inputs=inputs)
+    return inputs.trainable
+
+
 @contextmanager
 def _own_interrupts() -> Iterator[None]:
     """Have Ctrl-C mean after the block what it meant before: Tune catches it for a run that is over, too."""
@@ -193,4 +202,4 @@ def _own_interrupts() -> Iterator[None]:
 
 
 def _trial_name(trial: tune.experiment.Trial) -> str:
-    return assignment_of(trial).trial_id
+    return Assignment.from_config(trial.config).trial_id

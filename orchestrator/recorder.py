@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial
 
 from orchestrator.experiment import Assignment, Experiment, Phase
 from orchestrator.lost_workers import OUT_OF_MEMORY
-from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, POINT, STATUS
+from orchestrator.reports import DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Earlier, Provenance, TrialHistory, trial_record
 from results.store import Snapshots, drop_checkpoint, remove_record, write_record
 
@@ -28,11 +28,6 @@ WRITE_AGAIN_SECONDS = 1.0
 """Between two tries to write to a disk that is full, or storage that does not answer."""
 KEEPS_CHECKPOINT = ("completed", "stopped")
 """Statuses whose best checkpoint is worth keeping; a trial that may go on keeps its own."""
-
-
-def assignment_of(trial: Trial) -> Assignment:
-    """Say which trial of the experiment a Tune trial is."""
-    return Assignment(**trial.config[ASSIGNMENT])
 
 
 NOTHING: Final = Earlier()
@@ -90,7 +85,7 @@ class Recorder(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        assignment = assignment_of(trial)
+        assignment = Assignment.from_config(trial.config)
         self._kept_at[assignment.trial_id] = time.monotonic()
         if assignment.trial_id not in self.trials:  # else another worker goes on with it
             started = TrialHistory(
@@ -99,7 +94,7 @@ class Recorder(tune.Callback):
             self._update(self._unfinished.pop(assignment.trial_id, started))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        trial_id = assignment_of(trial).trial_id
+        trial_id = Assignment.from_config(trial.config).trial_id
         if trial_id not in self.trials:
             self.on_trial_start(0, [], trial)
         history = self.trials[trial_id]
@@ -118,7 +113,7 @@ class Recorder(tune.Callback):
     ) -> None:
         if POINT not in result:
             return
-        history, point = self.trials[assignment_of(trial).trial_id], result[POINT]
+        history, point = self.trials[Assignment.from_config(trial.config).trial_id], result[POINT]
         self._kept_at[history.spec.trial_id] = time.monotonic()  # saved as soon as it is asked to go on
         if DAMAGE in result:
             start = f"evaluation {point.evaluation - 1}" if point.evaluation > 1 else "its beginning"
@@ -170,12 +165,12 @@ class Recorder(tune.Callback):
         self._persist(self._snapshots.write)
 
     def _is_whole(self, trial: Trial) -> bool:
-        curve = self.trials[assignment_of(trial).trial_id].curve
+        curve = self.trials[Assignment.from_config(trial.config).trial_id].curve
         return bool(curve) and curve[-1].is_last
 
     def _end(self, trial: Trial, status: str, error: str | None) -> None:
         # A trial whose worker died before it began was never started.
-        trial_id = assignment_of(trial).trial_id
+        trial_id = Assignment.from_config(trial.config).trial_id
         if trial_id not in self.trials:
             self.on_trial_start(0, [], trial)
         history = self.trials[trial_id]

@@ -11,7 +11,7 @@ from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator.assignment import Assignment
-from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from orchestrator.reports import DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
 from results.hyperparameters import describe_hyperparameters
 from trainables.evaluation import Evaluation
 
@@ -84,7 +84,7 @@ class TrialShell(tune.Trainable):
         return self._name
 
     def _start(self, config: dict[str, Any]) -> None:
-        assignment = Assignment(**config[ASSIGNMENT])
+        assignment = Assignment.from_config(config)
         self._title = f"{assignment.trial_id} {describe_hyperparameters(assignment.hyperparameters)}"
         for stream in (sys.stdout, sys.stderr):
             print(f"{LOG_PREFIX_ACTOR_NAME}{assignment.trial_id}", file=stream, flush=True)

@@ -1,11 +1,11 @@
-"""Per-method Optuna studies behind one Tune searcher."""
+"""Per-method Optuna studies, which take turns."""
 
 from __future__ import annotations
 
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -13,12 +13,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from ray.tune.result import TIME_TOTAL_S
-from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.budget import Purse
-from orchestrator.experiment import Assignment
-from orchestrator.reports import ASSIGNMENT, OBJECTIVE
+from orchestrator.experiment import Assignment, Experiment, derive_seed
+from orchestrator.reports import OBJECTIVE
 
 SamplerName = Literal["tpe", "gp", "random", "cmaes"]
 
@@ -61,14 +60,28 @@ def make_study(
     )
 
 
-class MethodStudies(Searcher):
+def make_studies(experiment: Experiment, purse: Purse | None) -> MethodStudies:
+    """Make every method's study from the experiment's seed."""
+    search = experiment.search
+    seeds = {method: derive_seed(experiment.seed, "study", method) for method in experiment.methods}
+    studies = {
+        method: make_study(
+            experiment.space(method),
+            experiment.first_trial(method),
+            make_sampler(search.sampler, seed, search.trials),
+        )
+        for method, seed in seeds.items()
+    }
+    return MethodStudies(studies, search.trials, purse)
+
+
+class MethodStudies:
     """Give methods turns, and let each one's own study suggest and learn.
 
     Of methods whose turn it is, the one whose trials have taken longest goes first, so that the slots wait
     for short trials in the end (Graham 1969, Bounds on Multiprocessing Timing Anomalies, section 4).
 
-    A suggestion holds an :class:`Assignment`, with numbers counted per method, so that a trial's
-    identity does not depend on what other methods do.
+    Trials are numbered per method, so that a trial's identity does not depend on what other methods do.
 
     Arguments:
         studies: one per method, in the order of turns.
@@ -77,7 +90,6 @@ class MethodStudies(Searcher):
     """
 
     def __init__(self, studies: Mapping[str, OptunaSearch], trials: int, purse: Purse | None = None) -> None:
-        super().__init__(metric=OBJECTIVE, mode="max")
         self._studies = dict(studies)
         self._trials = trials
         self._purse = purse
@@ -88,11 +100,6 @@ class MethodStudies(Searcher):
         self._running: dict[str, Assignment] = {}
         self._unfinished: deque[Assignment] = deque()  # trials of an interrupted run that go on
         self._foreign: set[str] = set()  # those of them whose points no study has suggested
-
-    def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
-    ) -> bool:
-        return True
 
     @property
     def is_done(self) -> bool:
@@ -158,7 +165,8 @@ class MethodStudies(Searcher):
             self._studies[again.method].on_trial_complete(again.trial_id, None, error=True)
             self._foreign.add(again.trial_id)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is text
+    def suggest(self, trial_id: str) -> Assignment | None:
+        """Return the trial that Tune shall run under an id of its own; None if there are no more."""
         if self._unfinished:
             self._running[trial_id] = self._unfinished.popleft()
         elif turn := self._next_turn():
@@ -166,8 +174,8 @@ class MethodStudies(Searcher):
             self._given[method].add(number)
             self._running[trial_id] = self._assign(method, number)
         else:
-            return Searcher.FINISHED
-        return {ASSIGNMENT: asdict(self._running[trial_id])}
+            return None
+        return self._running[trial_id]
 
     def _next_turn(self) -> tuple[int, str] | None:
         """Return the lowest number that a method still wants, and the slowest method that wants it."""
@@ -198,6 +206,7 @@ class MethodStudies(Searcher):
         return replace(trial, hyperparameters=hyperparameters)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on what the trial of one of Tune's ids has reported."""
         trial = self._running[trial_id]
         if OBJECTIVE in result and trial.trial_id not in self._foreign:
             self._studies[trial.method].on_trial_result(trial.trial_id, result)
@@ -205,6 +214,7 @@ class MethodStudies(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        """Pass on how the trial of one of Tune's ids has ended."""
         trial = self._running.pop(trial_id)
         if result:
             self._seconds[trial.method].append(result.get(TIME_TOTAL_S, 0.0))
@@ -216,9 +226,3 @@ class MethodStudies(Searcher):
             study.add_evaluated_point(dict(trial.hyperparameters), objective, error=failed)
         else:
             study.on_trial_complete(trial.trial_id, None if failed else result, failed)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the journal is the only state a run needs."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a run is continued from its journal, not from Ray's state files")

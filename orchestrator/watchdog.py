@@ -10,7 +10,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from orchestrator.recorder import assignment_of
+from orchestrator.assignment import Assignment
 
 HELD_UP_SECONDS = 1.0
 """Of Tune, whose steps take a tenth of a second where nothing happens."""
@@ -43,7 +43,7 @@ class Watchdog(tune.Callback):
             self._heard_at = {trial: heard + held_up for trial, heard in self._heard_at.items()}
         for trial in [one for one, heard in self._heard_at.items() if now - heard > self._timeout]:
             del self._heard_at[trial]
-            name = assignment_of(trial).trial_id
+            name = Assignment.from_config(trial.config).trial_id
             self._report(f"{name}: no report for {self._timeout:g} s (resources.trial_timeout)")
             worker = trial.temporary_state.ray_actor
             assert worker is not None, "it has started"

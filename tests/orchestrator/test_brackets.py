@@ -10,7 +10,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from orchestrator.brackets import MethodBrackets, make_bracket
-from orchestrator.reports import ASSIGNMENT, EVALUATION, OBJECTIVE
+from orchestrator.experiment import Assignment
+from orchestrator.reports import EVALUATION, OBJECTIVE
 
 CONTROLLER: Any = None
 GOOD = (0.5, 0.7, 0.8, 0.85, 0.9, 0.91)
@@ -36,9 +37,9 @@ def drive(brackets: MethodBrackets, method: str, number: int, curve: tuple[float
         curve: objectives by evaluation.
         done: evaluations that an earlier process has reported.
     """
-    assignment = {"method": method, "number": number, "hyperparameters": {}}
+    config = Assignment(method, number, {}).to_config()
     tune_id = f"{method}{number}{done}"  # another one after each interruption
-    trial = cast(Trial, SimpleNamespace(trial_id=tune_id, config={ASSIGNMENT: assignment}))
+    trial = cast(Trial, SimpleNamespace(trial_id=tune_id, config=config))
     brackets.on_trial_add(CONTROLLER, trial)
     for evaluation, objective in enumerate(curve[done:], start=done + 1):
         result = {EVALUATION: evaluation, OBJECTIVE: objective}
@@ -82,8 +83,8 @@ def test_a_trial_that_was_to_be_stopped_when_its_worker_died_is_stopped_when_it_
     brackets = make_brackets()
     for i in range(3):
         drive(brackets, "full", i, GOOD)
-    assignment = {"method": "full", "number": 3, "hyperparameters": {}}
-    trial = cast(Trial, SimpleNamespace(trial_id="t", config={ASSIGNMENT: assignment}))
+    config = Assignment("full", 3, {}).to_config()
+    trial = cast(Trial, SimpleNamespace(trial_id="t", config=config))
     brackets.on_trial_add(CONTROLLER, trial)
     for _ in range(2):
         result = {EVALUATION: 2, OBJECTIVE: 0.5}
@@ -98,7 +99,7 @@ def test_a_tie_is_not_stopped() -> None:
 def test_waiting_trials_start_in_the_order_suggested() -> None:
     brackets, live = make_brackets(), set()
     for i in range(9):
-        config = {ASSIGNMENT: {"method": "full", "number": i, "hyperparameters": {}}}
+        config = Assignment("full", i, {}).to_config()
         status = Trial.RUNNING if i < 3 else Trial.PENDING
         trial = cast(Trial, Waiting(trial_id=f"{9 - i}", config=config, status=status))
         brackets.on_trial_add(CONTROLLER, trial)

@@ -9,11 +9,10 @@ from typing import Any, get_args
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray.tune.result import TIME_TOTAL_S
-from ray.tune.search import Searcher
 
 from orchestrator.budget import Purse
 from orchestrator.experiment import Assignment, BudgetSettings, derive_seed
-from orchestrator.reports import ASSIGNMENT, OBJECTIVE, POINT
+from orchestrator.reports import OBJECTIVE, POINT
 from orchestrator.studies import (
     MethodStudies,
     SamplerName,
@@ -58,9 +57,7 @@ def score(method: str, hyperparameters: dict[str, Any]) -> float:
 def run(studies: MethodStudies, shift: dict[str, float] | None = None) -> list[Assignment]:
     """Run trials one after another to the end, and return them."""
     trials = []
-    while (suggestion := studies.suggest(f"tune{len(trials)}")) != Searcher.FINISHED:
-        assert isinstance(suggestion, dict)
-        trial = Assignment(**suggestion[ASSIGNMENT])
+    while trial := studies.suggest(f"tune{len(trials)}"):
         value = score(trial.method, dict(trial.hyperparameters)) + (shift or {}).get(trial.method, 0.0)
         studies.on_trial_complete(f"tune{len(trials)}", {OBJECTIVE: value})
         trials.append(trial)
@@ -76,8 +73,7 @@ def test_methods_take_turns_and_get_as_many_trials(sampler: SamplerName) -> None
 def test_of_a_turn_the_slowest_method_is_first() -> None:
     studies = make_studies("random")
     trials = []
-    while isinstance(suggestion := studies.suggest("tune"), dict):
-        trial = Assignment(**suggestion[ASSIGNMENT])
+    while trial := studies.suggest("tune"):
         seconds = {"full": 1.0, "lora": 2.0}[trial.method]
         studies.on_trial_complete("tune", {OBJECTIVE: 0.5, TIME_TOTAL_S: seconds})
         trials.append((trial.number, trial.method))
@@ -113,8 +109,7 @@ def run_with_purse(does_fail: Callable[[Assignment], bool]) -> Counter[str]:
     purse = Purse(BudgetSettings(examples=1000))
     studies = MethodStudies(make_studies("random")._studies, 3, purse)
     counts: Counter[str] = Counter()
-    while isinstance(suggestion := studies.suggest("t"), dict):
-        trial = Assignment(**suggestion[ASSIGNMENT])
+    while trial := studies.suggest("t"):
         counts[trial.method] += 1
         if does_fail(trial):
             studies.on_trial_complete("t", None, error=True)
@@ -157,9 +152,7 @@ def test_a_trial_goes_on_with_the_hyperparameters_it_had_begun_with() -> None:
     studies = make_studies("tpe")
     begun = Assignment("full", 0, {"learning_rate": 3.3e-4})
     studies.replay([], [begun])
-    suggested = studies.suggest("t")
-    assert not isinstance(suggested, str)
-    assert Assignment(**suggested[ASSIGNMENT]) == begun
+    assert studies.suggest("t") == begun
     studies.on_trial_result("t", {OBJECTIVE: 0.4, "training_iteration": 1})
     studies.on_trial_complete("t", {OBJECTIVE: 0.9})
     learned = studies._studies["full"]._ot_study
