@@ -28,10 +28,11 @@ from rich.console import Console
 
 from benchmarks.sleeper import EVALUATIONS, SECONDS, Sleeper
 from orchestrator.experiment import DEFAULT_METHODS, Experiment
+from orchestrator.history import TrialHistory
 from orchestrator.phases import run_phases
 from orchestrator.progress import Display
 from orchestrator.recorder import Recorder
-from orchestrator.rows import Provenance, TrialHistory
+from orchestrator.rows import Provenance
 from orchestrator.worker import Inputs
 from results import load
 

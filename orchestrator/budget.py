@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.experiment import BudgetSettings
+from orchestrator.history import TrialHistory
 from orchestrator.reports import POINT
-from orchestrator.rows import TrialHistory
 from trainables.trial import Evaluation
 
 

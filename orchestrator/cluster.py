@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import socket
-import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,25 +15,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
-import torch
-import yaml
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import canonicalize_bootstrap_address_or_die, find_node_ids
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import AuthenticationError, RpcError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ExperimentError
-from orchestrator.experiment import Experiment, ResourceSettings
-from results.remote import RemoteDirectory, StorageError
+from orchestrator.experiment import Experiment
+from orchestrator.nodes import Node, alive_nodes
 
 CONNECT_SECONDS = 10
 """How long an address may take to answer."""
-
-ANSWER_SECONDS = 60
-"""How long nodes may take to say whether they see a path."""
 
 ADDRESSES = (
     "expected 'auto' or HOST:PORT on a node of a running cluster, or ray://HOST:PORT from elsewhere"
@@ -44,8 +35,6 @@ ADDRESSES = (
 )
 
 GIVE_TOKEN = "set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
-
-SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
 
 WORKER_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # of several, glibc 2.36 passes on the first only
@@ -63,51 +52,6 @@ docs/performance.md has what they are worth.
 
 PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
 """What workers need of the project."""
-
-WORKING_DIRECTORIES = "working_dir_files"
-"""The directory of a node in which Ray unpacks what jobs bring along."""
-
-GPU_TYPE = "accelerator_type:"
-"""What Ray puts before the type of a node's GPUs, among its resources."""
-
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-"""Where ``ray up`` leaves the cluster's configuration on the head."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One machine of a cluster, or one that the autoscaler would add."""
-
-    name: str
-    cpus: float
-    gpus: float
-    memory: float = math.inf  # bytes for workers, the object store apart; infinite until Ray runs there
-    gpu_type: str | None = None  # as Ray calls it, such as A100
-
-    @classmethod
-    def of(cls, name: str, resources: Mapping[str, float]) -> Node:
-        """Describe a node by what Ray calls its resources."""
-        types = [key.removeprefix(GPU_TYPE) for key in resources if key.startswith(GPU_TYPE)]
-        return cls(
-            name,
-            cpus=float(resources.get("CPU", 0)),
-            gpus=float(resources.get("GPU", 0)),
-            memory=float(resources.get("memory", math.inf)),
-            gpu_type=types[0] if types else None,
-        )
-
-    def slots(self, resources: ResourceSettings) -> int:
-        """Say how many workers of trials, or packs of them, it has room for at once."""
-        fits = [int(self.cpus / resources.cpus_per_trial + 1e-9)]
-        if resources.gpus_per_trial:
-            asked = resources.gpus_per_trial
-            if asked < 1:  # a share of one GPU: Ray splits none over two
-                fits.append(int(self.gpus) * int(1 / asked + 1e-9))
-            else:
-                fits.append(int(self.gpus / asked + 1e-9))
-        if resources.memory_per_trial is not None and self.memory < math.inf:
-            fits.append(int(self.memory // resources.memory_per_trial))
-        return min(fits)
 
 
 @dataclass(frozen=True)
@@ -185,135 +129,6 @@ def _join(address: str) -> Any:
 def names_cluster(address: str | None) -> bool:
     """Say whether a run joins a cluster, and so does not know its resources before."""
     return _where(address)[1] is not None
-
-
-def this_machine() -> Node:
-    """Describe the machine that Ray will be started on."""
-    return Node("this machine", float(os.cpu_count() or 1), float(torch.cuda.device_count()))
-
-
-def alive_nodes() -> tuple[Node, ...]:
-    """Describe the nodes of the cluster that was joined."""
-    return tuple(
-        Node.of(node["NodeManagerAddress"], {"memory": 0.0, **node["Resources"]})
-        for node in ray.nodes()
-        if node["Alive"]
-    )
-
-
-def node_types() -> tuple[Node, ...]:
-    """Describe all nodes the autoscaler may have, if this is the head of a cluster that ``ray up`` made."""
-    file = BOOTSTRAP.expanduser()
-    if not file.is_file():
-        return ()
-    types = yaml.safe_load(file.read_text()).get("available_node_types", {})
-    return tuple(
-        Node.of(name, kind["resources"])
-        for name, kind in types.items()
-        if kind["resources"]
-        for _ in range(kind.get("max_workers", 0))
-    )
-
-
-def room(resources: ResourceSettings) -> int:
-    """Say how many trials fit the cluster that was joined, as it is or as large as it may grow."""
-    workers = (sum(node.slots(resources) for node in nodes) for nodes in (alive_nodes(), node_types()))
-    return max(1, max(workers) // resources.workers_per_trial) * resources.pack_size
-
-
-def check_shared(experiment: Experiment, where: str) -> None:
-    """Refuse what not all nodes see, where they must: workers write checkpoints below ``storage``.
-
-    Raises:
-        ExperimentError: naming the nodes that do not see it.
-    """
-    if experiment.uri:
-        _check_writable(experiment.storage, where)
-    else:
-        _check_seen(experiment.storage, where)
-    model = Path(experiment.model.path).expanduser().absolute()
-    if experiment.model.trust_remote_code and model.is_dir() and (blind := _nodes_without(model)):
-        raise ExperimentError(
-            [
-                f"{where}: model.path: {model} has Python code that each node reads, and is not seen by"
-                f" {', '.join(blind)}"
-            ]
-        )
-
-
-def _check_writable(uri: str, where: str) -> None:
-    """Refuse a URI that not all nodes can write to."""
-    problems = [
-        f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own,"
-        " such as a role of the machine, and the packages that the URI takes"
-        for address, trouble in _on_each_node(_trouble_with, uri).items()
-        if trouble != ""
-    ]
-    if problems:
-        raise ExperimentError(problems)
-
-
-def _check_seen(directory: str, where: str) -> None:
-    """Refuse a directory that not all nodes see."""
-    storage = Path(directory).expanduser().absolute()
-    if WORKING_DIRECTORIES in storage.parts:
-        raise ExperimentError(
-            [f"{where}: storage: {storage} is in a job's own directory, which Ray removes; {SHARED_STORAGE}"]
-        )
-    storage.mkdir(parents=True, exist_ok=True)
-    token = storage / f".seen-{uuid.uuid4().hex}"
-    token.touch()
-    try:
-        blind = _nodes_without(token)
-    finally:
-        token.unlink()
-    if blind:
-        raise ExperimentError(
-            [f"{where}: storage: {storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"]
-        )
-
-
-def _nodes_without(path: Path) -> list[str]:
-    """Return the addresses of the nodes on which a path does not exist."""
-    return [node for node, is_there in _on_each_node(_exists, str(path)).items() if not is_there]
-
-
-def _on_each_node(task: Any, argument: str) -> dict[str, Any]:
-    """Return what a task returns on every node, by address; None of a node that does not answer."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    answers = [task.options(scheduling_strategy=one).remote(argument) for one in on]
-    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
-    found = {
-        node["NodeManagerAddress"]: ray.get(answer) if answer in ready else None
-        for node, answer in zip(nodes, answers, strict=True)
-    }
-    return dict(sorted(found.items()))
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _exists(path: str) -> bool:
-    return Path(path).exists()
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _trouble_with(uri: str) -> str:
-    """Say why a node cannot write to a URI; nothing if it can."""
-    try:
-        RemoteDirectory(uri).probe()
-    except StorageError as error:
-        return str(error)
-    return ""
-
-
-def check_directory(directory: Path) -> None:
-    """Refuse, on a node that joined during a run, to train what nobody would see.
-
-    Raises:
-        FileNotFoundError: if this node does not see the run directory.
-    """
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is not seen by {socket.gethostname()}; {SHARED_STORAGE}")
 
 
 def _where(address: str | None) -> tuple[str, str | None]:

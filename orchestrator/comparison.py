@@ -12,6 +12,7 @@ from rich.console import Console
 
 from orchestrator.cluster import Cluster, connect
 from orchestrator.experiment import Experiment
+from orchestrator.history import Earlier, TrialHistory
 from orchestrator.loggers import make_loggers
 from orchestrator.metrics import TrialMetrics
 from orchestrator.mirror import Mirror
@@ -20,7 +21,6 @@ from orchestrator.prepare import Prepared
 from orchestrator.progress import Display, time_spent
 from orchestrator.provenance import collect_provenance
 from orchestrator.recorder import Recorder, Watcher
-from orchestrator.rows import Earlier, TrialHistory
 from orchestrator.study_journal import StudyJournal
 from orchestrator.watchdog import Watchdog
 from orchestrator.worker import share

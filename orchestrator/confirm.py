@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.experiment import Assignment
-from orchestrator.rows import TrialHistory
+from orchestrator.history import TrialHistory, best_of
 
 
 def confirm_trials(searched: Sequence[TrialHistory], method: str, seeds: int) -> list[Assignment]:
@@ -16,8 +16,8 @@ def confirm_trials(searched: Sequence[TrialHistory], method: str, seeds: int) ->
         method: one of which no trial ended well has nothing to confirm.
         seeds: trials.
     """
-    ended = [trial for trial in searched if trial.spec.method == method and trial.objective is not None]
-    if not ended:
+    best = best_of(trial for trial in searched if trial.spec.method == method)
+    if not best:
         return []
-    best = min(ended, key=lambda trial: trial.rank).assignment.hyperparameters
-    return [Assignment(method, seed, best, "confirm") for seed in range(seeds)]
+    hyperparameters = best[0].assignment.hyperparameters
+    return [Assignment(method, seed, hyperparameters, "confirm") for seed in range(seeds)]

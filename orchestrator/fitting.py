@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.errors import ExperimentError
+from orchestrator.reservations import RAY_PARTS
 from trainables.probe import Peak
 
 MARGIN = 0.1
 """Of what was measured, kept free on top of it: allocators fragment, and a probe is short."""
-
-GPU_PARTS = 10_000
-"""Ray counts GPUs in ten-thousandths."""
 
 MOST_PER_GPU = 64
 """Trials on one GPU; from a hundred on, a fraction rounded to Ray's parts would let one more in."""
@@ -53,7 +51,7 @@ def fit(peaks: Mapping[str, Peak], node_memory: float) -> Fit:
     shared_by = [per_gpu(peak.gpu_bytes, peak.gpu_total_bytes) for peak in peaks.values() if peak.gpu_bytes]
     return Fit(
         # Rounded down, so that as many fractions as trials fit into one GPU.
-        gpus_per_trial=GPU_PARTS // min(shared_by) / GPU_PARTS if shared_by else 0.0,
+        gpus_per_trial=RAY_PARTS // min(shared_by) / RAY_PARTS if shared_by else 0.0,
         memory_per_trial=max(held) if held else None,
     )
 

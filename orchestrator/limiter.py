@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from orchestrator.cluster import room
 from orchestrator.experiment import ResourceSettings
+from orchestrator.nodes import room
 
 
 class RoomLimiter(ConcurrencyLimiter):

@@ -21,8 +21,9 @@ from ray.tune.logger import LoggerCallback
 from orchestrator.assignment import Assignment
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.history import TrialHistory
 from orchestrator.reports import POINT, STATUS
-from orchestrator.rows import CURVE_COLUMNS, TrialHistory
+from orchestrator.rows import CURVE_COLUMNS
 from orchestrator.secrets import redact
 from trainables.trial import Evaluation
 

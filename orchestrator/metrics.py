@@ -10,7 +10,7 @@ from typing import Final
 from ray.util.metrics import Gauge
 
 from orchestrator.experiment import Experiment
-from orchestrator.rows import TrialHistory
+from orchestrator.history import TrialHistory
 from trainables.trial import Evaluation
 
 TRIALS: Final = "finetune_trials"

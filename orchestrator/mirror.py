@@ -18,8 +18,8 @@ from threading import Event, Lock, Thread
 from typing import Final, NamedTuple
 
 from orchestrator.errors import ExperimentError
+from orchestrator.history import TrialHistory
 from orchestrator.resume import UNFINISHED
-from orchestrator.rows import TrialHistory
 from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
 from results.store import read_journal
 

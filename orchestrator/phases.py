@@ -20,9 +20,10 @@ from orchestrator.experiment import Assignment
 from orchestrator.limiter import RoomLimiter
 from orchestrator.lost_workers import count_lost_workers
 from orchestrator.packs import PackedTrialWorker, open_packs
-from orchestrator.ranks import MultiProcessTrialWorker, placement
+from orchestrator.ranks import MultiProcessTrialWorker
 from orchestrator.recorder import Recorder
 from orchestrator.reports import OBJECTIVE
+from orchestrator.reservations import trial_bundles
 from orchestrator.secrets import is_secret
 from orchestrator.studies import MethodStudies, make_studies
 from orchestrator.worker import Inputs
@@ -141,7 +142,7 @@ def run_phases(
     if phases.is_done:
         return True
     tuner = tune.Tuner(
-        tune.with_resources(_worker(inputs), placement(resources)),
+        tune.with_resources(_worker(inputs), tune.PlacementGroupFactory(trial_bundles(resources))),
         tune_config=tune.TuneConfig(
             search_alg=phases if concurrent else RoomLimiter(phases, resources),
             scheduler=brackets,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
@@ -17,9 +17,6 @@ from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.errors import InputError
 from trainables.methods import METHODS
 from trainables.quantization import with_quantized
-
-if TYPE_CHECKING:
-    from orchestrator.cluster import Node
 
 
 @dataclass(frozen=True)
@@ -102,46 +99,6 @@ def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -
     ]
     if problems:
         raise ExperimentError(problems)
-
-
-def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = "experiment") -> None:
-    """Refuse trials that nodes have no room for. A worker does not spread over several nodes.
-
-    Arguments:
-        experiment: what asks.
-        nodes: this machine, or the nodes of a cluster.
-        where: what messages name as the place of the settings.
-
-    Raises:
-        ExperimentError: naming what is asked for and what there is.
-    """
-    resources = experiment.resources
-    room, workers = sum(node.slots(resources) for node in nodes), resources.workers_per_trial
-    if room >= workers:
-        return
-    owner = f"{nodes[0].name} has" if len(nodes) == 1 else f"the largest of {len(nodes)} nodes has"
-    asked = {
-        "cpus_per_trial": (resources.cpus_per_trial, max(node.cpus for node in nodes), ""),
-        "gpus_per_trial": (resources.gpus_per_trial, max(node.gpus for node in nodes), ""),
-        "memory_per_trial": (resources.memory_per_trial or 0, max(node.memory for node in nodes), " bytes"),
-    }
-    problems = [
-        InputError(f"resources.{key}", f"asks for {wanted:.12g}{unit}, but {owner} {there:.12g}{unit}")
-        for key, (wanted, there, unit) in asked.items()
-        if wanted > there
-    ]
-    if room:
-        problems = [
-            InputError("resources.workers_per_trial", f"asks for {workers}, but there is room for {room}")
-        ]
-    elif not problems:
-        known = dict.fromkeys(
-            f"{node.name} {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory:.12g} bytes" for node in nodes
-        )
-        problems = [
-            InputError("resources", f"no node has what one trial asks for; there are {'; '.join(known)}")
-        ]
-    raise _error(problems, where)
 
 
 def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputError]:

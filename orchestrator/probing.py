@@ -11,11 +11,13 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from orchestrator.cluster import Cluster, Node, alive_nodes, node_types
+from orchestrator.cluster import Cluster
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.fitting import LESS_MEMORY, MARGIN, fit
-from orchestrator.prepare import Prepared, check_resources
+from orchestrator.nodes import Node, alive_nodes, node_types
+from orchestrator.prepare import Prepared
+from orchestrator.reservations import check_resources
 from orchestrator.worker import Inputs, share
 from search_spaces import extremes
 from trainables.base_model import BaseModel

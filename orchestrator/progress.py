@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from orchestrator.experiment import Experiment
-from orchestrator.rows import TrialHistory
+from orchestrator.history import TrialHistory
 from results.analysis.metrics import FAILURES
 from results.hyperparameters import describe_hyperparameters
 
@@ -109,7 +109,7 @@ class Display:
             candidates = [trial, *([best] if best else [])]
         scored = [one for one in candidates if one.best and one.status not in FAILURES]
         if scored:
-            self._best[method] = min(scored, key=lambda one: one.rank)
+            self._best[method] = min(scored, key=lambda one: one.standing)
 
     def _cost(self, trial: TrialHistory) -> float:
         return getattr(trial.curve[-1], self._budget.unit) if self._budget.unit and trial.curve else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from functools import partial
@@ -15,21 +14,18 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray import cloudpickle as pickle
-from ray import tune
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from orchestrator.board import Board
-from orchestrator.experiment import Assignment, ResourceSettings
-from orchestrator.placement import TrialTrainer
+from orchestrator.experiment import Assignment
+from orchestrator.reservations import worker_resources
 from orchestrator.shell import ProcessDiedError, Start
+from orchestrator.trial_trainer import TrialTrainer
 from orchestrator.worker import Inputs, TrialProcess, TrialWorker
 from trainables.parallel import Group
 from trainables.trial import Evaluation
-
-RAY_PARTS = 10_000
-"""Ray counts resources in ten-thousandths."""
 
 GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 """What Ray Train says of a worker that it cannot reach."""
@@ -40,29 +36,6 @@ class MultiProcessTrialWorker(TrialWorker):
 
     def _processes(self, inputs: Inputs) -> Ranks:
         return Ranks(inputs)
-
-
-def placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
-    """Say what Tune reserves for a trial: a bundle for each of its workers, or its part of a pack's."""
-    if resources.workers_per_trial == 1:
-        whole, size = worker_resources(resources), resources.pack_size
-        return tune.PlacementGroupFactory([{name: _part(amount, size) for name, amount in whole.items()}])
-    return tune.PlacementGroupFactory([{}, *[worker_resources(resources)] * resources.workers_per_trial])
-
-
-def _part(amount: float, size: int) -> float:
-    """Divide a resource, rounded down to what Ray counts it in: the parts fit into the whole."""
-    return amount if size == 1 else math.floor(amount / size * RAY_PARTS) / RAY_PARTS
-
-
-def worker_resources(resources: ResourceSettings) -> dict[str, float]:
-    """Say what each worker of a trial gets."""
-    wanted = {
-        "CPU": resources.cpus_per_trial,
-        "GPU": resources.gpus_per_trial,
-        "memory": resources.memory_per_trial or 0,
-    }
-    return {name: amount for name, amount in wanted.items() if amount}
 
 
 class Ranks:

@@ -16,9 +16,10 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestrator.experiment import Assignment, Experiment, Phase
+from orchestrator.history import Earlier, TrialHistory, best_of
 from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import DAMAGE, ERROR, POINT, STATUS
-from orchestrator.rows import Earlier, Provenance, TrialHistory, trial_record
+from orchestrator.rows import Provenance, trial_record
 from results.store import Snapshots, drop_checkpoint, remove_record, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
@@ -26,8 +27,6 @@ SNAPSHOT_SHARE = 0.05
 """Snapshots are rarer where they would take more than this share of the time."""
 WRITE_AGAIN_SECONDS = 1.0
 """Between two tries to write to a disk that is full, or storage that does not answer."""
-KEEPS_CHECKPOINT = ("completed", "stopped")
-"""Statuses whose best checkpoint is worth keeping; a trial that may go on keeps its own."""
 
 
 NOTHING: Final = Earlier()
@@ -222,7 +221,8 @@ class Recorder(tune.Callback):
     def _drop_losers(self, method: str, phase: Phase) -> None:
         """Delete the checkpoints of all but the method's best ended trials of a phase."""
         keepers = self._keepers[method, phase]
-        for key in keepers - self._winners(keepers):
+        winners = best_of((self.trials[key] for key in keepers), self._experiment.search.keep_checkpoints)
+        for key in keepers - {trial.spec.trial_id for trial in winners}:
             self._drop(f"checkpoints/{key}")
             self.trials[key] = replace(self.trials[key], keeps_checkpoint=False)
             self._persist(partial(drop_checkpoint, self._directory, key))
@@ -231,12 +231,6 @@ class Recorder(tune.Callback):
 
     def _drop_here(self, name: str) -> None:
         shutil.rmtree(self._directory / name, ignore_errors=True)
-
-    def _winners(self, keepers: set[str]) -> set[str]:
-        ended = [self.trials[key] for key in keepers]
-        worthy = [trial for trial in ended if trial.status in KEEPS_CHECKPOINT and trial.best is not None]
-        winners = sorted(worthy, key=lambda trial: trial.rank)[: self._experiment.search.keep_checkpoints]
-        return {trial.spec.trial_id for trial in winners}
 
 
 def _error_of(trial: Trial) -> str:

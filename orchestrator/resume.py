@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment, local_copy
-from orchestrator.rows import Earlier, TrialHistory, trial_history
+from orchestrator.history import Earlier, TrialHistory
+from orchestrator.rows import trial_history
 from orchestrator.states import saved_evaluation
 from results.errors import ResultSetError
 from results.remote import is_uri, name_and_parent

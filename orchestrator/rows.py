@@ -6,18 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.history import TrialHistory
 from orchestrator.secrets import redact
 from results.schema import METRICS
 from results.store import Row, TrialRecord
 from trainables.checkpoints import Checkpoint
-from trainables.trial import Evaluation, TestOutcome, TrialSpec
+from trainables.trial import Evaluation, TestOutcome
 
 CURVE_COLUMNS = [field.name for field in fields(Evaluation) if field.name in METRICS.names]
 """What the metrics table holds of an evaluation."""
@@ -43,62 +43,6 @@ class Provenance:
     git_revision: str | None
     versions: Mapping[str, str]
     labels: Sequence[str]  # names, in the order of their indices
-
-
-@dataclass(frozen=True)
-class TrialHistory:
-    """All that is known of one trial so far."""
-
-    assignment: Assignment
-    spec: TrialSpec
-    status: str = "running"
-    error: str | None = None
-    curve: Sequence[Evaluation] = ()
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    node: str | None = None
-    keeps_checkpoint: bool = True
-    retries: int = 0
-    lost_seconds: float = 0.0
-
-    @property
-    def best(self) -> Evaluation | None:
-        """The evaluation whose checkpoint was kept."""
-        return next((point for point in reversed(self.curve) if point.is_best), None)
-
-    def starts_after(self, time: float) -> bool:
-        """Say whether the trial started at a POSIX time or later."""
-        return self.started_at is not None and self.started_at.timestamp() >= time
-
-    @property
-    def test(self) -> TestOutcome | None:
-        """What the test split said, in the confirm phase."""
-        return self.curve[-1].test if self.curve else None
-
-    @property
-    def best_so_far(self) -> list[float]:
-        """Best validation accuracy at each evaluation: what studies and brackets were told."""
-        return list(accumulate((point.validation_accuracy for point in self.curve), max))
-
-    @property
-    def objective(self) -> float | None:
-        """What the study learns of the ended trial; None of one that failed."""
-        return self.best_so_far[-1] if self.curve and self.status in ("completed", "stopped") else None
-
-    @property
-    def rank(self) -> tuple[float, float, int]:
-        """Sort key: better trials first; accuracy, then loss, then the earlier trial."""
-        if self.best is None:
-            return (0.0, float("inf"), self.assignment.number)
-        return (-self.best.validation_accuracy, self.best.validation_loss, self.assignment.number)
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What an earlier process has left of the trials of a run."""
-
-    finished: Sequence[TrialHistory] = ()  # kept as they are
-    unfinished: Sequence[TrialHistory] = ()  # go on from the last evaluation of their curves
 
 
 def trial_record(experiment: Experiment, provenance: Provenance, trial: TrialHistory) -> TrialRecord:

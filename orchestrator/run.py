@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from orchestrator.cluster import Cluster
     from orchestrator.experiment import Experiment
+    from orchestrator.history import Earlier
     from orchestrator.mirror import Stamp
     from orchestrator.prepare import Prepared
     from orchestrator.probing import Fitted
-    from orchestrator.rows import Earlier
 
 EXAMPLES = """\
 examples:
@@ -236,9 +236,9 @@ def _prepare(
     options: argparse.Namespace, console: Console
 ) -> tuple[Experiment, Prepared, Earlier, Cluster | None]:
     """Check everything that can be checked before Ray starts on this machine, or the cluster is used."""
+    from orchestrator.history import Earlier
     from orchestrator.loading import load_experiment, with_free_name
     from orchestrator.prepare import check_run_directory, prepare
-    from orchestrator.rows import Earlier
     from orchestrator.storage import check_storage
 
     where = str(options.experiment or "built-in experiment")
@@ -300,8 +300,10 @@ def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cl
     On this machine Ray starts after all checks, but where memory matters: how much there is for workers, Ray
     says.
     """
-    from orchestrator.cluster import check_shared, connect, names_cluster, node_types, this_machine
-    from orchestrator.prepare import check_resources
+    from orchestrator.cluster import connect, names_cluster
+    from orchestrator.nodes import node_types, this_machine
+    from orchestrator.reservations import check_resources
+    from orchestrator.shared_storage import check_shared
 
     joins = names_cluster(options.address)
     if not joins:

@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.experiment import Experiment
-from orchestrator.rows import TrialHistory
+from orchestrator.history import TrialHistory
 
 STUDIES_FILE: Final = "optuna.journal"
 

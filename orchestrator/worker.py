@@ -15,11 +15,11 @@ import torch
 from ray import ObjectRef, tune
 
 from orchestrator import GARBAGE_THRESHOLD
-from orchestrator.cluster import check_directory
 from orchestrator.experiment import Assignment, Experiment, Phase, ResourceSettings
 from orchestrator.prepare import Prepared
 from orchestrator.scratch import Scratch
 from orchestrator.secrets import redact
+from orchestrator.shared_storage import check_directory
 from orchestrator.shell import Driven, Failure, ProcessDiedError, Start, TrialShell
 from orchestrator.states import read_state, save_state
 from trainables.base_model import BaseModel

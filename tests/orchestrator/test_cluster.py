@@ -6,10 +6,11 @@ import socket
 
 import pytest
 
-from orchestrator.cluster import Cluster, Node, connect
+from orchestrator.cluster import Cluster, connect
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from orchestrator.prepare import check_resources
+from orchestrator.nodes import Node
+from orchestrator.reservations import check_resources
 from orchestrator.run import main
 
 SMALL, LARGE, GPUS = Node("small", 2, 0), Node("large", 4, 0), Node("gpus", 1, 2)

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster import Cluster, Node
+from orchestrator.cluster import Cluster
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.fitting import MARGIN, MOST_PER_GPU, fit
-from orchestrator.prepare import check_resources
+from orchestrator.nodes import Node
+from orchestrator.reservations import check_resources
 from trainables.probe import Peak
 
 GB = 10**9

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.history import TrialHistory
 from orchestrator.loading import load_experiment
 from orchestrator.ownership import write_experiment
 from orchestrator.recorder import Recorder
 from orchestrator.resume import earlier_trials, read_run, recorded_trials
-from orchestrator.rows import Provenance, TrialHistory, trial_record
+from orchestrator.rows import Provenance, trial_record
 from orchestrator.run import main
 from results.store import write_record, write_snapshot
 from trainables.checkpoints import Checkpoint

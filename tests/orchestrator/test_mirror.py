@@ -17,8 +17,8 @@ from orchestrator import mirror as module
 from orchestrator import scratch
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.history import TrialHistory
 from orchestrator.mirror import Mirror, fetch
-from orchestrator.rows import TrialHistory
 from orchestrator.scratch import Scratch
 from results.remote import RemoteDirectory
 from results.store import TrialRecord, write_record, write_snapshot

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from orchestrator.cluster import Cluster, Node
+from orchestrator.cluster import Cluster
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.nodes import Node
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.probing import fit_resources, heaviest_trial
 from tests.conftest import WORDS

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.history import TrialHistory
 from orchestrator.progress import Display
-from orchestrator.rows import TrialHistory
 from trainables.trial import Evaluation
 
 METHODS = ("head", "full")
@@ -75,7 +75,7 @@ def test_the_table_says_what_a_count_of_all_trials_says(seed: int) -> None:
             counts = [str(len(trials) - len(failed) - len(running))]
             counts += [str(len(group)) for group in (running, failed) if group]
             scored = [trial for trial in trials if trial not in failed and trial.curve]
-            best = min((trial.rank for trial in scored), default=None)
+            best = min((trial.standing for trial in scored), default=None)
             accuracy = [f"{-best[0]:.1%}"] if best else []
             assert lines[method][1 : 1 + len(counts) + len(accuracy)] == counts + accuracy
             spent = sum(trial.curve[-1].examples for trial in trials if trial.curve)

@@ -9,9 +9,9 @@ import ray
 from ray.cluster_utils import Cluster
 from s3_server import Proxy
 
-from orchestrator.cluster import check_shared
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.shared_storage import check_shared
 
 
 @pytest.fixture

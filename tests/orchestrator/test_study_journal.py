@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.experiment import Assignment, Experiment
-from orchestrator.rows import TrialHistory
+from orchestrator.history import TrialHistory
 from orchestrator.study_journal import STUDIES_FILE, StudyJournal
 from trainables.trial import Evaluation
 

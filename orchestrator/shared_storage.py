@@ -1,0 +1,118 @@
+"""What all nodes must see: where checkpoints are written, and where the code of a model is."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.errors import ExperimentError
+from orchestrator.experiment import Experiment
+from results.remote import RemoteDirectory, StorageError
+
+ANSWER_SECONDS = 60
+"""How long nodes may take to say whether they see a path."""
+
+SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
+
+WORKING_DIRECTORIES = "working_dir_files"
+"""The directory of a node in which Ray unpacks what jobs bring along."""
+
+
+def check_shared(experiment: Experiment, where: str) -> None:
+    """Refuse what not all nodes see, where they must: workers write checkpoints below ``storage``.
+
+    Raises:
+        ExperimentError: naming the nodes that do not see it.
+    """
+    if experiment.uri:
+        _check_writable(experiment.storage, where)
+    else:
+        _check_seen(experiment.storage, where)
+    model = Path(experiment.model.path).expanduser().absolute()
+    if experiment.model.trust_remote_code and model.is_dir() and (blind := _nodes_without(model)):
+        raise ExperimentError(
+            [
+                f"{where}: model.path: {model} has Python code that each node reads, and is not seen by"
+                f" {', '.join(blind)}"
+            ]
+        )
+
+
+def _check_writable(uri: str, where: str) -> None:
+    """Refuse a URI that not all nodes can write to."""
+    problems = [
+        f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own,"
+        " such as a role of the machine, and the packages that the URI takes"
+        for address, trouble in _on_each_node(_trouble_with, uri).items()
+        if trouble != ""
+    ]
+    if problems:
+        raise ExperimentError(problems)
+
+
+def _check_seen(directory: str, where: str) -> None:
+    """Refuse a directory that not all nodes see."""
+    storage = Path(directory).expanduser().absolute()
+    if WORKING_DIRECTORIES in storage.parts:
+        raise ExperimentError(
+            [f"{where}: storage: {storage} is in a job's own directory, which Ray removes; {SHARED_STORAGE}"]
+        )
+    storage.mkdir(parents=True, exist_ok=True)
+    token = storage / f".seen-{uuid.uuid4().hex}"
+    token.touch()
+    try:
+        blind = _nodes_without(token)
+    finally:
+        token.unlink()
+    if blind:
+        raise ExperimentError(
+            [f"{where}: storage: {storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"]
+        )
+
+
+def _nodes_without(path: Path) -> list[str]:
+    """Return the addresses of the nodes on which a path does not exist."""
+    return [node for node, is_there in _on_each_node(_exists, str(path)).items() if not is_there]
+
+
+def _on_each_node(task: Any, argument: str) -> dict[str, Any]:
+    """Return what a task returns on every node, by address; None of a node that does not answer."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [task.options(scheduling_strategy=one).remote(argument) for one in on]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
+    found = {
+        node["NodeManagerAddress"]: ray.get(answer) if answer in ready else None
+        for node, answer in zip(nodes, answers, strict=True)
+    }
+    return dict(sorted(found.items()))
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _trouble_with(uri: str) -> str:
+    """Say why a node cannot write to a URI; nothing if it can."""
+    try:
+        RemoteDirectory(uri).probe()
+    except StorageError as error:
+        return str(error)
+    return ""
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse, on a node that joined during a run, to train what nobody would see.
+
+    Raises:
+        FileNotFoundError: if this node does not see the run directory.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is not seen by {socket.gethostname()}; {SHARED_STORAGE}")
