@@ -325,14 +325,22 @@ class Experiment(Settings):
         defaults = {name: field.default for name, field in own.items()} | known
         return {name: nearest(distribution, defaults.get(name)) for name, distribution in entry.space.items()}
 
+    def values_of(self, method: str, name: str) -> tuple[Any, ...]:
+        """Return the choices of a method's hyperparameter, or both ends of its range.
+
+        One that is not searched has the value that methods share; one that the method does not have, none.
+        """
+        space = self.space(method)
+        if name in space:
+            return extremes(space[name])
+        return (getattr(self.training, name),) if name in TrainingDefaults.model_fields else ()
+
     def most_evaluations(self, method: str) -> int:
         """Return the evaluations of a method's longest trial."""
-        space = self.space(method)
-        longest = {
-            name: max(extremes(space[name])) if name in space else getattr(self.training, name)
-            for name in ("epochs", "evaluations_per_epoch")
-        }
-        return int(longest["epochs"] * longest["evaluations_per_epoch"])
+        epochs, per_epoch = (
+            max(self.values_of(method, name)) for name in ("epochs", "evaluations_per_epoch")
+        )
+        return int(epochs * per_epoch)
 
     def trial_spec(self, assignment: Assignment) -> TrialSpec:
         """Return what a trial is made of.

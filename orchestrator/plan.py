@@ -67,12 +67,13 @@ def render(
 
 def _plan_method(experiment: Experiment, prepared: Prepared, method: str) -> MethodPlan:
     first = experiment.first_trial(method)
-    space = experiment.space(method)
-    ranks = extremes(space["rank"]) if "rank" in space else ()
+    ranks = experiment.values_of(method, "rank")
     ends = [{**first, "rank": rank} for rank in (min(ranks), max(ranks))] if ranks else [first]
     specs = [experiment.trial_spec(Assignment(method, 0, end)) for end in ends]
     smallest, *_, largest = 2 * [describe(prepared.base, spec.kind, spec.settings) for spec in specs]
-    words = "; ".join(f"{name} {_words(extremes(one), one)}" for name, one in space.items())
+    words = "; ".join(
+        f"{name} {_words(extremes(one), one)}" for name, one in experiment.space(method).items()
+    )
     return MethodPlan(method, experiment.search.trials, smallest, largest, words)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.storage import is_taken
-from search_spaces import extremes
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
@@ -106,19 +105,15 @@ def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputErr
     model = build_model(base, seed=0)
     problems = []
     for method in experiment.methods:
-        space = experiment.space(method)
-        for choice in extremes(space["target_modules"]) if "target_modules" in space else ():
+        for choice in experiment.values_of(method, "target_modules"):
             names = split_names(choice)
             try:
                 if isinstance(names, list):
                     check_target_modules(model, names, f"methods.{method}.target_modules")
             except InputError as error:
                 problems.append(error)
-        shared = [experiment.training.gradient_checkpointing]
-        recomputes = (
-            extremes(space["gradient_checkpointing"]) if "gradient_checkpointing" in space else shared
-        )
-        if any(recomputes) and not model.supports_gradient_checkpointing:
+        recomputes = any(experiment.values_of(method, "gradient_checkpointing"))
+        if recomputes and not model.supports_gradient_checkpointing:
             problems.append(
                 InputError(
                     f"methods.{method}.gradient_checkpointing",

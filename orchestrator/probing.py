@@ -19,7 +19,6 @@ from orchestrator.nodes import Node, alive_nodes, node_types
 from orchestrator.prepare import Prepared
 from orchestrator.reservations import check_resources
 from orchestrator.worker import Inputs, share
-from search_spaces import extremes
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.probe import Peak, probe
@@ -113,16 +112,12 @@ def _probe_all(inputs: Inputs, prepared: Prepared, cluster: Cluster) -> dict[str
 
 def heaviest_trial(experiment: Experiment, base: BaseModel, method: str) -> TrialSpec:
     """Return the trial of a method's search space that holds the most memory."""
-    space = experiment.space(method)
     values = experiment.first_trial(method)
-    values |= {
-        name: max(extremes(space[name]), key=lambda value: math.inf if value is None else value)
-        for name in LARGER_IS_HUNGRIER
-        if name in space
-    }
-    if "gradient_checkpointing" in space:
-        values["gradient_checkpointing"] = min(extremes(space["gradient_checkpointing"]))
-    choices = extremes(space["target_modules"]) if "target_modules" in space else ()
+    for name in LARGER_IS_HUNGRIER:
+        if known := experiment.values_of(method, name):
+            values[name] = max(known, key=lambda value: math.inf if value is None else value)
+    values["gradient_checkpointing"] = min(experiment.values_of(method, "gradient_checkpointing"))
+    choices = experiment.values_of(method, "target_modules")
     trials = [{**values, "target_modules": choice} for choice in choices] or [values]
     specs = [experiment.trial_spec(Assignment(method, 0, trial)) for trial in trials]
     return max(specs, key=lambda spec: describe(base, spec.kind, spec.settings).trainable_parameters)
