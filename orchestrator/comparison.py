@@ -10,14 +10,14 @@ from functools import partial
 import ray
 from rich.console import Console
 
+from orchestrator.beginning import Beginning
 from orchestrator.cluster import Cluster, connect
 from orchestrator.experiment import Experiment
-from orchestrator.history import Earlier, TrialHistory
+from orchestrator.history import TrialHistory
 from orchestrator.loggers import make_loggers
 from orchestrator.metrics import TrialMetrics
 from orchestrator.mirror import Mirror
 from orchestrator.phases import run_phases
-from orchestrator.prepare import Prepared
 from orchestrator.progress import Display, time_spent
 from orchestrator.provenance import collect_provenance
 from orchestrator.recorder import Recorder, Watcher
@@ -27,39 +27,30 @@ from orchestrator.worker import share
 from trainables.embedded import cache_directory
 
 
-def run_comparison(
-    experiment: Experiment,
-    prepared: Prepared,
-    earlier: Earlier,
-    cluster: Cluster | None,
-    mirror: Mirror | None,
-    console: Console,
-) -> int:
+def run_comparison(beginning: Beginning, mirror: Mirror | None, console: Console) -> int:
     """Search, confirm, show what came out, and return the exit status.
 
     Arguments:
-        experiment: what to compare; its run directory is there.
-        prepared: what its trials share.
-        earlier: its trials that an earlier process has run, or begun.
-        cluster: where it runs, if it was joined already.
+        beginning: what it begins with; the experiment's run directory is there.
         mirror: keeps the copy at the run's URI, if it has one.
         console: is told what a person shall see.
 
     Raises:
         KeyboardInterrupt: if the run did not come to its end.
     """
+    experiment = beginning.experiment
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(f"{experiment.name}: results and log.txt in {experiment.location}")
     if mirror:
         mirror.start(say)
-    cluster = cluster or connect(None)
+    cluster = beginning.cluster or connect(None)
     if cluster.dashboard:
         console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
     if unused := cluster.unused(experiment):
         console.print(unused, highlight=False)
     started = time.time()
     try:
-        trials, is_whole = _train(experiment, prepared, earlier, cluster, mirror, console, say)
+        trials, is_whole = _train(beginning, cluster, mirror, console, say)
     finally:
         ray.shutdown()
     here, spent = [trial for trial in trials.values() if trial.starts_after(started)], None
@@ -70,15 +61,14 @@ def run_comparison(
 
 
 def _train(
-    experiment: Experiment,
-    prepared: Prepared,
-    earlier: Earlier,
+    beginning: Beginning,
     cluster: Cluster,
     mirror: Mirror | None,
     console: Console,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, TrialHistory], bool]:
     """Run all trials; return what is known of them, and whether all have ended."""
+    experiment, prepared, earlier = beginning.experiment, beginning.prepared, beginning.earlier
     directory, done = experiment.run_directory, earlier.finished
     concurrent = cluster.limit(experiment)
     with Display(console, experiment, done) as display, TrialMetrics(experiment, done) as metrics:

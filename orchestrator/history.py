@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
+from typing import Final
 
 from orchestrator.experiment import Assignment
 from trainables.trial import Evaluation, TestOutcome, TrialSpec
@@ -65,6 +66,10 @@ class Earlier:
 
     finished: Sequence[TrialHistory] = ()  # kept as they are
     unfinished: Sequence[TrialHistory] = ()  # go on from the last evaluation of their curves
+
+
+NOTHING: Final = Earlier()
+"""What is known of the trials of a run that begins."""
 
 
 def best_of(trials: Iterable[TrialHistory], count: int = 1) -> list[TrialHistory]:

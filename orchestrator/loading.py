@@ -72,8 +72,12 @@ def load_experiment(
     Raises:
         ExperimentError: with all problems found.
     """
-    where = str(file) if file else "built-in experiment"
-    return _make(_read(file) if file else _copy(DEMO), overrides, methods, name, where)
+    return _make(_read(file) if file else _copy(DEMO), overrides, methods, name, place_of(file))
+
+
+def place_of(file: Path | None) -> str:
+    """Return what messages name as the place of an experiment's settings."""
+    return str(file or "built-in experiment")
 
 
 def load_continued(
@@ -127,8 +131,6 @@ def with_free_name(experiment: Experiment) -> Experiment:
 def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ExperimentError([f"{file}: no such file; expected an experiment's YAML file"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError([f"{file}: could not be read as a YAML file: {error}"]) from None
     values = _parse_yaml(text, str(file))

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.storage import already_there
 
 LOCK_FILE = ".driver.lock"
 
@@ -30,9 +31,7 @@ def make_run_directory(experiment: Experiment, where: str) -> None:
         temporary.rename(directory)
     except OSError:  # not empty
         shutil.rmtree(temporary)
-        raise ExperimentError(
-            [f"{where}: name: {directory} exists already; choose another --name or remove it"]
-        ) from None
+        raise already_there(directory, where) from None
 
 
 def write_experiment(experiment: Experiment, directory: Path) -> None:

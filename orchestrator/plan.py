@@ -15,7 +15,7 @@ from search_spaces import extremes
 from trainables.trial import ModelSummary, describe
 
 if TYPE_CHECKING:
-    from orchestrator.probing import Fitted
+    from orchestrator.beginning import Beginning
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,16 @@ class MethodPlan:
     space: str  # in words
 
 
-def plan(experiment: Experiment, prepared: Prepared) -> list[MethodPlan]:
-    """Plan every method."""
-    return [_plan_method(experiment, prepared, method) for method in experiment.methods]
-
-
-def render(
-    experiment: Experiment, prepared: Prepared, plans: list[MethodPlan], fitted: Fitted | None = None
-) -> Group:
-    """Show a plan, with what ``resources: auto`` has measured."""
+def render(beginning: Beginning) -> Group:
+    """Show what would begin, with what ``resources: auto`` has measured."""
+    experiment, prepared, fitted = beginning.experiment, beginning.prepared, beginning.fitted
     table = Table(title=f"Plan of {experiment.name}: nothing has been run", title_justify="left")
     table.add_column("method")
     table.add_column("trials", justify="right")
     table.add_column("trainable parameters", justify="right")
     table.add_column("model MB", justify="right")
     table.add_column("search space", overflow="fold")
-    for one in plans:
+    for one in (_plan_method(experiment, prepared, method) for method in experiment.methods):
         table.add_row(
             one.method,
             "any" if experiment.budget.unit else str(one.trials),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from orchestrator.storage import is_taken
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
@@ -62,22 +60,6 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
     if any(METHODS[method.kind].quantized for method in experiment.methods.values()):
         base = with_quantized(base)
     return Prepared(base, data, test)
-
-
-def check_run_directory(experiment: Experiment, where: str = "experiment") -> None:
-    """Refuse a run directory that exists, or cannot be made.
-
-    Raises:
-        ExperimentError: saying which.
-    """
-    if is_taken(experiment, where):
-        taken = experiment.location
-        if experiment.uri and experiment.run_directory.exists():
-            taken = f"{experiment.run_directory}, a driver's copy of {taken},"
-        raise ExperimentError([f"{where}: name: {taken} exists already; choose another --name or remove it"])
-    parent = next(one for one in experiment.run_directory.parents if one.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ExperimentError([f"{where}: storage: {parent} cannot be written to; expected one that can"])
 
 
 def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -> None:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestrator.experiment import Assignment, Experiment, Phase
-from orchestrator.history import Earlier, TrialHistory, best_of
+from orchestrator.history import NOTHING, Earlier, TrialHistory, best_of
 from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Provenance, trial_record
@@ -27,10 +27,6 @@ SNAPSHOT_SHARE = 0.05
 """Snapshots are rarer where they would take more than this share of the time."""
 WRITE_AGAIN_SECONDS = 1.0
 """Between two tries to write to a disk that is full, or storage that does not answer."""
-
-
-NOTHING: Final = Earlier()
-"""What is known of the trials of a run that begins."""
 
 
 class Watcher(Protocol):

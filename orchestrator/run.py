@@ -19,12 +19,8 @@ from orchestrator import DRIVER_GARBAGE
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.cluster import Cluster
-    from orchestrator.experiment import Experiment
-    from orchestrator.history import Earlier
-    from orchestrator.mirror import Stamp
-    from orchestrator.prepare import Prepared
-    from orchestrator.probing import Fitted
+    from orchestrator.beginning import Beginning
+    from orchestrator.mirror import Mirror
 
 EXAMPLES = """\
 examples:
@@ -108,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--reproduce trains on this machine; expected no --address")
     if options.name and (options.resume or options.reproduce):
         parser.error("--name: the run has its name already; expected none")
+    if options.experiment and not os.path.exists(options.experiment):
+        print(f"{options.experiment}: no such file; expected an experiment's YAML file", file=sys.stderr)
+        return 2
     # Imported after parsing, so that --help and a mistyped option answer at once.
     from orchestrator.errors import ExperimentError
 
@@ -122,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted before the search began; nothing was written", file=sys.stderr)
+        early = "interrupted before the search began; nothing was written"
+        print("interrupted" if options.reproduce else early, file=sys.stderr)
         return 130
 
 
@@ -132,26 +132,23 @@ def _run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
             # Imported here, where what libraries print goes to the log.
+            from orchestrator.beginning import begin, begin_again, hold
+            from orchestrator.loading import place_of
             from orchestrator.ownership import make_run_directory, only_driver, write_experiment
 
-            there = _hold(options, held) if options.resume else {}
-            prepare = _prepare_again if options.resume else _prepare
-            experiment, prepared, earlier, cluster = prepare(options, console)
-            fitted = None
-            if experiment.resources.auto:
-                assert cluster is not None
-                fitted = _fit(experiment, prepared, cluster, options, console)
-                experiment = fitted.experiment
+            there = hold(options, held) if options.resume else {}
+            beginning = begin_again(options, console) if options.resume else begin(options, console)
             if options.dry_run:
-                from orchestrator.plan import plan, render
+                from orchestrator.plan import render
 
-                console.print(render(experiment, prepared, plan(experiment, prepared), fitted))
+                console.print(render(beginning))
                 return 0
+        experiment = beginning.experiment
         directory = experiment.run_directory
         if options.resume:
             write_experiment(experiment, directory)
         else:
-            make_run_directory(experiment, str(options.experiment or "built-in experiment"))
+            make_run_directory(experiment, place_of(options.experiment))
             held.enter_context(only_driver(directory))
         mirror = None
         if experiment.uri:
@@ -164,63 +161,24 @@ def _run(options: argparse.Namespace) -> int:
                 shutil.copyfileobj(chatter, log)
                 log.flush()
                 with quiet(log) as console:
-                    try:
-                        from orchestrator.comparison import run_comparison
-
-                        gc.freeze()  # what is here stays; what a run leaves behind is looked for
-                        gc.set_threshold(DRIVER_GARBAGE)
-                        return run_comparison(experiment, prepared, earlier, cluster, mirror, console)
-                    except KeyboardInterrupt:
-                        command = f"python -m orchestrator.run --resume {shlex.quote(experiment.location)}"
-                        said = f"interrupted; what finished is kept. Continue with: {command}"
-                        console.print(said, highlight=False, soft_wrap=True)
-                        return 130
+                    return _compare(beginning, mirror, console)
         finally:
             if mirror:
                 mirror.finish(print)
 
 
-def _hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None]:
-    """Take hold of a run that is to be continued; return what of its copy is at its URI, if it has one."""
-    from orchestrator.ownership import only_driver
-    from orchestrator.resume import check_owner, read_run, run_directory
-    from results.remote import is_uri
+def _compare(beginning: Beginning, mirror: Mirror | None, console: Console) -> int:
+    try:
+        from orchestrator.comparison import run_comparison
 
-    directory = run_directory(options.resume)
-    if is_uri(options.resume):
-        from orchestrator.mirror import fetch
-
-        directory.mkdir(parents=True, exist_ok=True)
-        held.enter_context(only_driver(directory))
-        there = fetch(options.resume, directory)
-        if not (directory / "experiment.json").exists():
-            shutil.rmtree(directory)
-        read_run(options.resume)
-        return there
-    read_run(options.resume)
-    if not options.trust_owner:
-        check_owner(directory)
-    if not options.dry_run:
-        held.enter_context(only_driver(directory))
-    return {}
-
-
-def _fit(
-    experiment: Experiment,
-    prepared: Prepared,
-    cluster: Cluster,
-    options: argparse.Namespace,
-    console: Console,
-) -> Fitted:
-    """Measure what trials need, before the run's directory is there."""
-    from orchestrator.probing import fit_resources
-
-    where = str(options.experiment or "built-in experiment")
-    fitted = fit_resources(experiment, prepared, cluster, console.print, where)
-    if not options.dry_run:
-        for line in fitted.lines:
-            console.print(line, highlight=False)
-    return fitted
+        gc.freeze()  # what is here stays; what a run leaves behind is looked for
+        gc.set_threshold(DRIVER_GARBAGE)
+        return run_comparison(beginning, mirror, console)
+    except KeyboardInterrupt:
+        run = shlex.quote(beginning.experiment.location)
+        said = f"interrupted; what finished is kept. Continue with: python -m orchestrator.run --resume {run}"
+        console.print(said, highlight=False, soft_wrap=True)
+        return 130
 
 
 def _run_on_head(options: argparse.Namespace) -> int:
@@ -230,91 +188,6 @@ def _run_on_head(options: argparse.Namespace) -> int:
         from orchestrator.client import run_on_head
 
         return run_on_head(options, lambda text: console.out(text, end="", highlight=False))
-
-
-def _prepare(
-    options: argparse.Namespace, console: Console
-) -> tuple[Experiment, Prepared, Earlier, Cluster | None]:
-    """Check everything that can be checked before Ray starts on this machine, or the cluster is used."""
-    from orchestrator.history import Earlier
-    from orchestrator.loading import load_experiment, with_free_name
-    from orchestrator.prepare import check_run_directory, prepare
-    from orchestrator.storage import check_storage
-
-    where = str(options.experiment or "built-in experiment")
-    experiment = load_experiment(options.experiment, options.overrides, _methods(options), options.name)
-    if not options.dry_run:
-        check_storage(experiment, where)
-    if options.experiment is None and options.name is None:
-        experiment = with_free_name(experiment)
-    if not options.dry_run:
-        check_run_directory(experiment, where)
-    _check_loggers(experiment, where, reach=not options.dry_run)
-    cluster = _join(options, experiment, where)
-    return experiment, prepare(experiment, console.print, where), Earlier(), cluster
-
-
-def _prepare_again(
-    options: argparse.Namespace, console: Console
-) -> tuple[Experiment, Prepared, Earlier, Cluster | None]:
-    """Read what an interrupted run was, what it shall be now, and what it had begun."""
-    from orchestrator.loading import load_continued
-    from orchestrator.prepare import check_fingerprints, prepare
-    from orchestrator.resume import check_growth, earlier_trials, read_run, recorded_trials
-    from orchestrator.storage import check_storage
-
-    where = options.resume
-    recorded = read_run(options.resume)
-    experiment = load_continued(recorded, options.experiment, options.overrides, _methods(options))
-    check_growth(recorded, experiment, str(options.experiment or where))
-    if not options.dry_run:
-        check_storage(experiment, where)
-    _check_loggers(experiment, where, reach=True)
-    cluster = _join(options, experiment, where)
-    prepared = prepare(experiment, console.print, where)
-    records = recorded_trials(experiment.run_directory)
-    if records:
-        check_fingerprints(records[0].trial, prepared, where)
-    earlier = earlier_trials(experiment.run_directory, experiment, records, prepared.data.labels)
-    done, going_on = len(earlier.finished), len(earlier.unfinished)
-    said = f"{where}: {done} trials are done" + (f", {going_on} go on" if going_on else "")
-    console.print(said, highlight=False)
-    return experiment, prepared, earlier, cluster
-
-
-def _methods(options: argparse.Namespace) -> list[str] | None:
-    return [name.strip() for name in options.methods.split(",")] if options.methods else None
-
-
-def _check_loggers(experiment: Experiment, where: str, reach: bool) -> None:
-    """Refuse logging that cannot work; Tune's loggers are loaded only where one is asked for."""
-    if experiment.logging.wanted:
-        from orchestrator.loggers import check_loggers
-
-        check_loggers(experiment, where, reach)
-
-
-def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cluster | None:
-    """Join the cluster, where one is named, and refuse what it or this machine has no room for.
-
-    On this machine Ray starts after all checks, but where memory matters: how much there is for workers, Ray
-    says.
-    """
-    from orchestrator.cluster import connect, names_cluster
-    from orchestrator.nodes import node_types, this_machine
-    from orchestrator.reservations import check_resources
-    from orchestrator.shared_storage import check_shared
-
-    joins = names_cluster(options.address)
-    if not joins:
-        check_resources(experiment, [this_machine()], where)
-        if not experiment.resources.auto and experiment.resources.memory_per_trial is None:
-            return None
-    cluster = connect(options.address)
-    check_resources(experiment, [*cluster.nodes, *node_types()], where)
-    if joins and not options.dry_run:
-        check_shared(experiment, where)
-    return cluster
 
 
 def _reproduce(run: str, trial_id: str, trusts: bool) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from results.remote import RemoteDirectory, StorageError, reason
@@ -44,3 +47,24 @@ def is_taken(experiment: Experiment, where: str = "experiment") -> bool:
         raise ExperimentError([f"{where}: storage: {error}"]) from None
     except Exception as error:  # each filesystem of fsspec's has its own
         raise ExperimentError([f"{where}: storage: {experiment.uri}: {reason(error)}"]) from None
+
+
+def check_run_directory(experiment: Experiment, where: str = "experiment") -> None:
+    """Refuse a run directory that exists, or cannot be made.
+
+    Raises:
+        ExperimentError: saying which.
+    """
+    if is_taken(experiment, where):
+        taken = experiment.location
+        if experiment.uri and experiment.run_directory.exists():
+            taken = f"{experiment.run_directory}, a driver's copy of {taken},"
+        raise already_there(taken, where)
+    parent = next(one for one in experiment.run_directory.parents if one.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ExperimentError([f"{where}: storage: {parent} cannot be written to; expected one that can"])
+
+
+def already_there(run: Path | str, where: str) -> ExperimentError:
+    """Return the error of a run that would take another one's place."""
+    return ExperimentError([f"{where}: name: {run} exists already; choose another --name or remove it"])

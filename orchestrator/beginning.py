@@ -1,0 +1,172 @@
+"""What comes before a run's first trial: its settings, its cluster, its data and base model, each checked."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from orchestrator.cluster import Cluster, connect, names_cluster
+from orchestrator.experiment import Experiment
+from orchestrator.history import NOTHING, Earlier
+from orchestrator.loading import load_continued, load_experiment, place_of, with_free_name
+from orchestrator.nodes import node_types, this_machine
+from orchestrator.ownership import only_driver
+from orchestrator.prepare import Prepared, check_fingerprints, prepare
+from orchestrator.reservations import check_resources
+from orchestrator.resume import (
+    check_growth,
+    check_owner,
+    earlier_trials,
+    read_run,
+    recorded_trials,
+    run_directory,
+)
+from orchestrator.shared_storage import check_shared
+from orchestrator.storage import check_run_directory, check_storage
+from results.remote import is_uri
+
+if TYPE_CHECKING:
+    from orchestrator.mirror import Stamp
+    from orchestrator.probing import Fitted
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """All that a run begins with, or goes on with."""
+
+    experiment: Experiment
+    prepared: Prepared
+    cluster: Cluster | None  # where it runs, if it had to be joined or asked already
+    earlier: Earlier = NOTHING  # trials of an interrupted run
+    fitted: Fitted | None = None  # what ``resources: auto`` has measured
+
+
+def begin(options: argparse.Namespace, console: Console) -> Beginning:
+    """Check everything that can be checked before Ray starts on this machine, or the cluster is used.
+
+    Arguments:
+        options: the command line's.
+        console: is told what takes long.
+
+    Raises:
+        ExperimentError: with all problems found.
+    """
+    where = place_of(options.experiment)
+    experiment = load_experiment(options.experiment, options.overrides, _methods(options), options.name)
+    if not options.dry_run:
+        check_storage(experiment, where)
+    if options.experiment is None and options.name is None:
+        experiment = with_free_name(experiment)
+    if not options.dry_run:
+        check_run_directory(experiment, where)
+    _check_loggers(experiment, where, reach=not options.dry_run)
+    cluster = _join(options, experiment, where)
+    beginning = Beginning(experiment, prepare(experiment, console.print, where), cluster)
+    return _fit(beginning, options, console, where)
+
+
+def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
+    """Read what an interrupted run was, what it shall be now, and what it had begun.
+
+    Arguments:
+        options: the command line's; ``resume`` names the run, which is held.
+        console: is told what takes long.
+
+    Raises:
+        ExperimentError: with all problems found.
+    """
+    where = options.resume
+    recorded = read_run(options.resume)
+    experiment = load_continued(recorded, options.experiment, options.overrides, _methods(options))
+    check_growth(recorded, experiment, str(options.experiment or where))
+    if not options.dry_run:
+        check_storage(experiment, where)
+    _check_loggers(experiment, where, reach=True)
+    cluster = _join(options, experiment, where)
+    prepared = prepare(experiment, console.print, where)
+    records = recorded_trials(experiment.run_directory)
+    if records:
+        check_fingerprints(records[0].trial, prepared, where)
+    earlier = earlier_trials(experiment.run_directory, experiment, records, prepared.data.labels)
+    done, going_on = len(earlier.finished), len(earlier.unfinished)
+    said = f"{where}: {done} trials are done" + (f", {going_on} go on" if going_on else "")
+    console.print(said, highlight=False)
+    return _fit(Beginning(experiment, prepared, cluster, earlier), options, console, where)
+
+
+def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None]:
+    """Take hold of a run that is to be continued; return what of its copy is at its URI, if it has one.
+
+    Arguments:
+        options: the command line's; ``resume`` names the run.
+        held: is given what lets go of it.
+
+    Raises:
+        ExperimentError: if it is no run, another user's, or another process runs it.
+    """
+    directory = run_directory(options.resume)
+    if is_uri(options.resume):
+        from orchestrator.mirror import fetch
+
+        directory.mkdir(parents=True, exist_ok=True)
+        held.enter_context(only_driver(directory))
+        there = fetch(options.resume, directory)
+        if not (directory / "experiment.json").exists():
+            shutil.rmtree(directory)
+        read_run(options.resume)
+        return there
+    read_run(options.resume)
+    if not options.trust_owner:
+        check_owner(directory)
+    if not options.dry_run:
+        held.enter_context(only_driver(directory))
+    return {}
+
+
+def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cluster | None:
+    """Join the cluster, where one is named, and refuse what it or this machine has no room for.
+
+    On this machine Ray starts after all checks, except where memory matters: only Ray knows how much of it
+    workers have.
+    """
+    joins = names_cluster(options.address)
+    if not joins:
+        check_resources(experiment, [this_machine()], where)
+        if not experiment.resources.auto and experiment.resources.memory_per_trial is None:
+            return None
+    cluster = connect(options.address)
+    check_resources(experiment, [*cluster.nodes, *node_types()], where)
+    if joins and not options.dry_run:
+        check_shared(experiment, where)
+    return cluster
+
+
+def _fit(beginning: Beginning, options: argparse.Namespace, console: Console, where: str) -> Beginning:
+    """Measure what trials need where ``resources: auto`` asks for it, before the run's directory is there."""
+    if not beginning.experiment.resources.auto:
+        return beginning
+    from orchestrator.probing import fit_resources
+
+    assert beginning.cluster is not None
+    fitted = fit_resources(beginning.experiment, beginning.prepared, beginning.cluster, console.print, where)
+    if not options.dry_run:
+        for line in fitted.lines:
+            console.print(line, highlight=False)
+    return replace(beginning, experiment=fitted.experiment, fitted=fitted)
+
+
+def _check_loggers(experiment: Experiment, where: str, reach: bool) -> None:
+    """Refuse logging that cannot work; Tune's loggers are loaded only where one is asked for."""
+    if experiment.logging.wanted:
+        from orchestrator.loggers import check_loggers
+
+        check_loggers(experiment, where, reach)
+
+
+def _methods(options: argparse.Namespace) -> list[str] | None:
+    return [name.strip() for name in options.methods.split(",")] if options.methods else None
