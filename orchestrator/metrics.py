@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -11,6 +10,7 @@ from ray.util.metrics import Gauge
 
 from orchestrator.experiment import Experiment
 from orchestrator.history import TrialHistory
+from orchestrator.tally import Tally
 from trainables.trial import Evaluation
 
 TRIALS: Final = "finetune_trials"
@@ -63,13 +63,9 @@ class TrialMetrics:
             name: Gauge(name, description, TRIAL_TAGS) for name, (description, _) in PER_TRIAL.items()
         }
         self._trials = Gauge(TRIALS, TRIALS_DESCRIPTION, TRIALS_TAGS)
-        self._status: dict[str, str] = {}
-        self._counts: Counter[tuple[str, str, str]] = Counter()
-        self._running: dict[str, TrialHistory] = {}
+        self._tally = Tally(finished)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
-        for trial in finished:
-            self._count(trial)
 
     def __enter__(self) -> TrialMetrics:
         self._thread.start()
@@ -81,21 +77,8 @@ class TrialMetrics:
 
     def changed(self, trial: TrialHistory) -> None:
         """Take in a trial's newest state."""
-        self._count(trial)
+        self._tally.note(trial)
         self._export(trial)
-        if trial.status == "running":
-            self._running[trial.spec.trial_id] = trial
-        else:
-            self._running.pop(trial.spec.trial_id, None)
-
-    def _count(self, trial: TrialHistory) -> None:
-        trial_id = trial.spec.trial_id
-        if (before := self._status.get(trial_id)) == trial.status:
-            return
-        if before is not None:
-            self._counts[trial.spec.method, trial.assignment.phase, before] -= 1
-        self._counts[trial.spec.method, trial.assignment.phase, trial.status] += 1
-        self._status[trial_id] = trial.status
 
     def _export(self, trial: TrialHistory) -> None:
         if not trial.curve:
@@ -113,8 +96,9 @@ class TrialMetrics:
 
     def _refresh(self) -> None:
         while not self._stop.wait(REFRESH_SECONDS):
-            for trial in list(self._running.values()):
+            for trial in list(self._tally.running.values()):
                 self._export(trial)
-            for (method, phase, status), count in list(self._counts.items()):
-                tags = {"experiment": self._experiment, "method": method, "phase": phase, "status": status}
-                self._trials.set(count, tags)
+            for (method, phase), statuses in list(self._tally.statuses.items()):
+                of_both = {"experiment": self._experiment, "method": method, "phase": phase}
+                for status, count in list(statuses.items()):
+                    self._trials.set(count, {**of_both, "status": status})

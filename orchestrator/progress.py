@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.experiment import Experiment
 from orchestrator.history import TrialHistory
+from orchestrator.tally import Tally
 from results.analysis.metrics import FAILURES
 from results.hyperparameters import describe_hyperparameters
 
@@ -38,11 +39,7 @@ class Display:
         self._planned = experiment.search.trials
         self._seeds = experiment.confirm.seeds
         self._evaluations = {method: experiment.most_evaluations(method) for method in self._methods}
-        # What is shown is kept up to date trial by trial: adding it all up anew for every report would make
-        # the thousandth trial cost the driver ten times what the hundredth does.
-        self._trials: dict[str, TrialHistory] = {}
-        self._running: dict[str, TrialHistory] = {}
-        self._counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by method and phase
+        self._tally = Tally()
         self._spent: dict[str, float] = defaultdict(float)  # from the purse, in the search
         self._best: dict[str, TrialHistory] = {}  # of each method, in the search
         for trial in finished:
@@ -85,24 +82,15 @@ class Display:
             self._print_line(trial)
 
     def _note(self, trial: TrialHistory) -> None:
-        key, method, phase = trial.spec.trial_id, trial.spec.method, trial.assignment.phase
-        before = self._trials.get(key)
-        self._trials[key] = trial
-        if trial.status == "running":
-            self._running[key] = trial
-        else:
-            self._running.pop(key, None)
-        if before:
-            self._counts[method, phase][before.status] -= 1
-        self._counts[method, phase][trial.status] += 1
-        if phase == "search":
+        before, method = self._tally.note(trial), trial.spec.method
+        if trial.assignment.phase == "search":
             self._spent[method] += self._cost(trial) - (self._cost(before) if before else 0.0)
             self._note_best(method, trial)
 
     def _note_best(self, method: str, trial: TrialHistory) -> None:
         best = self._best.get(method)
         if best and best.spec.trial_id == trial.spec.trial_id and trial.status in FAILURES:
-            others = [one for one in self._trials.values() if one.assignment.phase == "search"]
+            others = [one for one in self._tally.trials.values() if one.assignment.phase == "search"]
             candidates: Iterable[TrialHistory] = [one for one in others if one.spec.method == method]
             self._best.pop(method)
         else:
@@ -122,16 +110,16 @@ class Display:
         return search + confirm
 
     def _work(self, method: str, phase: str) -> float:
-        counts = self._counts[method, phase]
+        counts = self._tally.statuses[method, phase]
         shares = (
             len(trial.curve) / self._evaluations[method]
-            for trial in self._running.values()
+            for trial in self._tally.running.values()
             if (trial.spec.method, trial.assignment.phase) == (method, phase)
         )
         return counts.total() - counts["running"] + sum(shares)
 
     def _print_line(self, trial: TrialHistory) -> None:
-        ended = len(self._trials) - len(self._running)
+        ended = len(self._tally.trials) - len(self._tally.running)
         planned = "" if self._budget.unit else f"/{(self._planned + self._seeds) * len(self._methods)}"
         score = f"{trial.best.validation_accuracy:.1%}" if trial.best else trial.error or ""
         if trial.test:
@@ -157,7 +145,7 @@ class Display:
         return Group(table, self._progress)
 
     def _cells(self, method: str) -> tuple[str, ...]:
-        search, confirm = (self._counts[method, phase] for phase in ("search", "confirm"))
+        search, confirm = (self._tally.statuses[method, phase] for phase in ("search", "confirm"))
         failed = sum(search[status] + confirm[status] for status in FAILURES)
         running = search["running"] + confirm["running"]
         ended = sum(search[status] for status in ENDED_WELL)
