@@ -28,6 +28,7 @@ from orchestrator.resume import (
 )
 from orchestrator.shared_storage import check_shared
 from orchestrator.storage import check_run_directory, check_storage
+from orchestrator.trust import check_trusted
 from results.remote import is_uri
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
     """
     where = options.resume
     recorded = read_run(options.resume)
+    check_trusted(recorded, options.overrides, where)
     experiment = load_continued(recorded, options.experiment, options.overrides, _methods(options))
     check_growth(recorded, experiment, str(options.experiment or where))
     if not options.dry_run:
@@ -102,6 +104,8 @@ def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
 def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None]:
     """Take hold of a run that is to be continued; return what of its copy is at its URI, if it has one.
 
+    A dry run leaves no copy where there was none.
+
     Arguments:
         options: the command line's; ``resume`` names the run.
         held: is given what lets go of it.
@@ -113,9 +117,11 @@ def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None
     if is_uri(options.resume):
         from orchestrator.mirror import fetch
 
+        if options.dry_run and not directory.exists():
+            held.callback(shutil.rmtree, directory, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
         held.enter_context(only_driver(directory))
-        there = fetch(options.resume, directory)
+        there = fetch(options.resume, directory, tidies=not options.dry_run)
         if not (directory / "experiment.json").exists():
             shutil.rmtree(directory)
         read_run(options.resume)
@@ -169,4 +175,4 @@ def _check_loggers(experiment: Experiment, where: str, reach: bool) -> None:
 
 
 def _methods(options: argparse.Namespace) -> list[str] | None:
-    return [name.strip() for name in options.methods.split(",")] if options.methods else None
+    return None if options.methods is None else [name.strip() for name in options.methods.split(",")]

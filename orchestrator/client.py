@@ -84,7 +84,7 @@ def _command_line(options: argparse.Namespace) -> tuple[list[str], dict[str, str
     arguments += [
         f"--{name}={getattr(options, name)}"
         for name in ("methods", "name", "resume")
-        if getattr(options, name)
+        if getattr(options, name) is not None
     ]
     arguments += ["--trust-owner"] if options.trust_owner else []
     arguments += ["--dry-run"] if options.dry_run else []

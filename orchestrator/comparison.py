@@ -73,7 +73,7 @@ def _train(
     concurrent = cluster.limit(experiment)
     with Display(console, experiment, done) as display, TrialMetrics(experiment, done) as metrics:
         provenance = collect_provenance(experiment, prepared)
-        watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, done)]
+        watchers: list[Watcher] = [display, metrics, StudyJournal(experiment, directory, done, say)]
         if mirror:
             watchers.append(mirror)
         recorder = Recorder(

@@ -33,6 +33,9 @@ from trainables.trial import TrialSpec
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names of methods begin names of files."""
 
+LARGEST = 2**63 - 1
+"""What a column of integers holds."""
+
 GPU_PACK = 16
 """Trials in a pack on a GPU where it is for us to say: more gain little (benchmarks/results/packing.md)."""
 
@@ -275,6 +278,13 @@ class Experiment(Settings):
                     f"methods.{name[:100]}: expected a name of at most 100 letters, digits, '_' and '-' that"
                     " begins with a letter or a digit"
                 )
+        known: dict[str, str] = {}
+        for name in self.methods:
+            if (other := known.setdefault(name.lower(), name)) != name:
+                raise ValueError(
+                    f"methods.{name}: differs from {other} by case only, and both name files; expected names"
+                    " that differ otherwise"
+                )
         return self
 
     @model_validator(mode="after")
@@ -390,6 +400,8 @@ def _parse_hyperparameter(name: str, value: object) -> BaseDistribution:
 def _check_values(kind: str, name: str, value: object) -> None:
     """Check every choice, or both ends of a range, as the method's or the training's settings would."""
     for choice in extremes(_parse_hyperparameter(name, value)):
+        if isinstance(choice, int) and abs(choice) > LARGEST:
+            raise ValueError(f"expected a number of at most {LARGEST}, got {choice}")
         given = {name: split_names(choice) if name == "target_modules" else choice}
         try:
             if name in METHODS[kind].settings.model_fields:

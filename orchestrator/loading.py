@@ -232,6 +232,11 @@ def _lines(error: ValidationError) -> list[str]:
         elif kind == "value_error":
             problems = message.removeprefix("Value error, ").splitlines()
             lines += [f"{key}.{problem}" if key else problem for problem in problems]
+        elif kind == "string_pattern_mismatch":  # of a name, which names a directory
+            lines.append(
+                f"{key}: expected letters, digits, '.', '_' and '-', beginning with a letter or a digit, got"
+                f" {detail['input'][:80]!r}"
+            )
         else:
             found = repr(detail["input"]) if kind != "missing" else "nothing"
             lines.append(f"{key}: {message.replace('Input should be', 'expected', 1)}, got {found[:80]}")

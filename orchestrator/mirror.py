@@ -20,8 +20,10 @@ from typing import Final, NamedTuple
 from orchestrator.errors import ExperimentError
 from orchestrator.history import TrialHistory
 from orchestrator.resume import UNFINISHED
+from orchestrator.storage import already_there
+from results.errors import ResultSetError
 from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
-from results.store import read_journal
+from results.store import TRIALS_FILE, read_journal
 
 COPY_EVERY_SECONDS = 1.0
 LARGE_BYTES, COPY_SHARE = 1 << 20, 0.05
@@ -62,13 +64,15 @@ class Mirror:
     Arguments:
         directory: the local copy.
         uri: where the run is stored.
-        known: the files that are there already, and their stamps in the copy; None is one that differs.
+        known: of a run that goes on, the files that are there already, and their stamps in the copy; None is
+            one that differs.
     """
 
-    def __init__(self, directory: Path, uri: str, known: Mapping[str, Stamp | None]) -> None:
+    def __init__(self, directory: Path, uri: str, known: Mapping[str, Stamp | None] | None = None) -> None:
         self._directory = directory
         self._remote = RemoteDirectory(uri)
-        self._known = dict(known)
+        self._is_new = known is None
+        self._known = dict(known or {})
         self._due: dict[str, float] = {}  # when each may be carried over again
         self._dropped: list[str] = []
         self._lock = Lock()
@@ -86,10 +90,13 @@ class Mirror:
             report: is told when the storage begins to fail, and when it works again.
 
         Raises:
-            ExperimentError: if the storage cannot be written.
+            ExperimentError: if the storage cannot be written, or a new run would take another one's place.
         """
         self._report = report
         try:
+            if self._is_new and patiently(self._remote.exists, CLAIM_SECONDS):
+                shutil.rmtree(self._directory)
+                raise already_there(str(self._remote), "storage")
             patiently(self._beat, CLAIM_SECONDS)
         except OSError as error:
             raise ExperimentError([f"{self._remote}: cannot be written: {error}"]) from None
@@ -180,9 +187,12 @@ class Mirror:
             for name in changed
             if is_last or found[name].size < LARGE_BYTES or self._due.get(name, now) <= now
         ]
+        # The table of trials comes last, as in a snapshot: no trial stands there without its other rows.
+        last = [name for name in due if name == TRIALS_FILE]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for name in pool.map(self._upload, due):
-                self._known[name] = found[name]
+            for names in ([name for name in due if name not in last], last):
+                for name in pool.map(self._upload, names):
+                    self._known[name] = found[name]
             gone = [name for name in self._known if name not in found]
             for name in pool.map(self._remove, gone):
                 del self._known[name]
@@ -247,21 +257,25 @@ def _scan(directory: Path) -> Iterator[tuple[str, Stamp]]:
 
 def _driver(remote: RemoteDirectory) -> dict[str, str] | None:
     try:
-        said: dict[str, str] = json.loads(remote.read(DRIVER_FILE))
+        said = json.loads(remote.read(DRIVER_FILE))
+        return {name: str(said[name]) for name in ("token", "host", "copy", "at")}
     except FileNotFoundError:
         return None
-    return said
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise StorageError(
+            f"{remote}/{DRIVER_FILE}: not what a driver writes; remove it if no driver runs there"
+        ) from None
 
 
-def fetch(uri: str, directory: Path) -> dict[str, Stamp | None]:
+def fetch(uri: str, directory: Path, tidies: bool = True) -> dict[str, Stamp | None]:
     """Make the local copy of a run that is to be continued, and return what a mirror need not carry over.
 
     Where this machine ran it last, its own copy is the newest, and stays. Of the workers' states only the
     names are fetched, below ``states/``. What a driver that died had still to remove is removed, and states
-    that are newer than their trial's record.
+    that are newer than their trial's record, where ``tidies`` says so.
 
     Raises:
-        ExperimentError: if the storage cannot be read, or another machine runs it.
+        ExperimentError: if the storage cannot be read, what it has is no run, or another machine runs it.
     """
     try:
         remote = RemoteDirectory(uri)
@@ -273,7 +287,9 @@ def fetch(uri: str, directory: Path) -> dict[str, Stamp | None]:
             _clear(directory)
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(lambda name: remote.download(name, directory / name), copied))
-        _tidy(directory, remote, files)
+        _tidy(directory, remote if tidies else None, files)
+    except ResultSetError as error:
+        raise ExperimentError([str(error)]) from None
     except (StorageError, OSError) as error:
         raise ExperimentError([f"{uri}: cannot be read: {reason(error)}"]) from None
     return dict.fromkeys(copied) if own else dict(_scan(directory))
@@ -310,19 +326,23 @@ def _check_silent(directory: Path, remote: RemoteDirectory) -> None:
         )
 
 
-def _tidy(directory: Path, remote: RemoteDirectory, files: Iterable[str]) -> None:
+def _tidy(directory: Path, remote: RemoteDirectory | None, files: Iterable[str]) -> None:
     """Remove what no record knows of the workers' files, and note the names of the states that stay."""
     shutil.rmtree(directory / "states", ignore_errors=True)
     records = {str(record.trial["trial_id"]): record for record in read_journal(directory)}
     parts = [file.split("/") for file in files]
+    unknown = []
     for trial_id, name in sorted({(part[1], part[2]) for part in parts if part[0] == "states"}):
-        record = records.get(trial_id)
+        record, evaluation = records.get(trial_id), name.partition("-")[0]
         goes_on = record is not None and record.trial["status"] in UNFINISHED
-        if record and goes_on and int(name.partition("-")[0]) <= len(record.metrics):
+        if record and goes_on and evaluation.isdecimal() and int(evaluation) <= len(record.metrics):
             (directory / "states" / trial_id / name).mkdir(parents=True)
         else:
-            remote.remove_directory(f"states/{trial_id}/{name}")
+            unknown.append(f"states/{trial_id}/{name}")
     for trial_id in sorted({part[1] for part in parts if part[0] == "checkpoints"}):
         record = records.get(trial_id)
         if record is None or (record.trial["status"] not in UNFINISHED and not record.checkpoints):
-            remote.remove_directory(f"checkpoints/{trial_id}")
+            unknown.append(f"checkpoints/{trial_id}")
+    for name in unknown if remote else ():
+        assert remote
+        remote.remove_directory(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import ray
 import torch
 import yaml
+from ray._private.utils import get_num_cpus
 
 from orchestrator.experiment import ResourceSettings
 
@@ -59,7 +59,8 @@ class Node:
 
 def this_machine() -> Node:
     """Describe the machine that Ray will be started on."""
-    return Node("this machine", float(os.cpu_count() or 1), float(torch.cuda.device_count()))
+    # A container may have fewer CPUs than the machine; Ray counts those.
+    return Node("this machine", float(get_num_cpus()), float(torch.cuda.device_count()))
 
 
 def alive_nodes() -> tuple[Node, ...]:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.storage import already_there
+from results.store import replace_file
 
 LOCK_FILE = ".driver.lock"
 
@@ -21,11 +22,14 @@ def make_run_directory(experiment: Experiment, where: str) -> None:
     """Make the experiment's directory, which from the first says what it belongs to.
 
     Raises:
-        ExperimentError: if it is there already.
+        ExperimentError: if it is there already, or cannot be made.
     """
     directory = experiment.run_directory
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.new")
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ExperimentError([f"{where}: storage: cannot be written: {error}"]) from None
     write_experiment(experiment, temporary)
     try:
         temporary.rename(directory)
@@ -36,9 +40,7 @@ def make_run_directory(experiment: Experiment, where: str) -> None:
 
 def write_experiment(experiment: Experiment, directory: Path) -> None:
     """Write down, in one step, which experiment a run directory belongs to."""
-    temporary = directory / ".experiment.json.new"
-    temporary.write_text(experiment.model_dump_json(indent=2) + "\n")
-    temporary.replace(directory / "experiment.json")
+    replace_file(directory / "experiment.json", f"{experiment.model_dump_json(indent=2)}\n".encode())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
+import traceback
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock, Thread
@@ -85,15 +86,26 @@ class PackProcess:
 
     def _run(self) -> None:
         """Train, and do what is ordered as soon as it is."""
-        while True:
-            try:
-                while True:
-                    self._do(self._orders.get(block=self._pack.is_idle))
-            except queue.Empty:
-                pass
-            self._leave_those_gone()
-            for trial, outcome in self._pack.train().items():
-                self._tell(trial, outcome)
+        try:
+            while True:
+                self._turn()
+        except BaseException:  # after some errors CUDA does nothing any more, such as taking a trial out
+            traceback.print_exc()
+            os._exit(1)  # else workers would wait for ever; they notice, and go on in another pack
+
+    def _turn(self) -> None:
+        """Do what has been ordered, and train for a while.
+
+        What it returns from is forgotten: the error of a trial holds the memory of the step that failed.
+        """
+        try:
+            while True:
+                self._do(self._orders.get(block=self._pack.is_idle))
+        except queue.Empty:
+            pass
+        self._leave_those_gone()
+        for trial, outcome in self._pack.train().items():
+            self._tell(trial, outcome)
 
     def _do(self, order: _Order) -> None:
         try:

@@ -20,6 +20,7 @@ from orchestrator.history import NOTHING, Earlier, TrialHistory, best_of
 from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Provenance, trial_record
+from orchestrator.secrets import redact
 from results.store import Snapshots, drop_checkpoint, remove_record, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
@@ -74,6 +75,9 @@ class Recorder(tune.Callback):
         self._keepers: dict[tuple[str, Phase], set[str]] = defaultdict(set)
         for history in self.trials.values():
             self._keep(history)
+        for state in (directory / "states").glob("*"):  # left by a driver that died as the trial had ended
+            if state.name in self.trials:
+                self._drop(f"states/{state.name}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Give Tune's state files nothing: a run is continued from its journal."""
@@ -120,7 +124,7 @@ class Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
         if STATUS in result:
-            self._end(trial, result[STATUS], result[ERROR])
+            self._end(trial, result[STATUS], _clean(result[ERROR]))
         else:
             self._end(trial, "completed" if self._is_whole(trial) else "stopped", None)
 
@@ -235,7 +239,13 @@ def _error_of(trial: Trial) -> str:
     # It has all failures of the trial, each below a line that counts it.
     text = Path(file).read_text().rpartition("Failure # ")[2].partition("\n")[2].strip() if file else ""
     # What code of ours raised comes with the worker's traceback, and ends with the error.
-    return text.splitlines()[-1] if "ray::" in text.partition("\n")[0] else text or "the worker process died"
+    told = text.splitlines()[-1] if "ray::" in text.partition("\n")[0] else text
+    return _clean(told or "the worker process died")
+
+
+def _clean(error: str) -> str:
+    """Return an error's text as it may be shown and written: without secrets, and without half characters."""
+    return redact(error).encode(errors="replace").decode()
 
 
 def _death(error: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import check_fingerprints, prepare
+from orchestrator.trust import check_trusted
 from results import load
 from results.errors import ResultSetError
 from results.remote import StorageError
@@ -33,7 +34,9 @@ class Reproduction:
     differences: tuple[str, ...]
 
 
-def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bool = False) -> Reproduction:
+def reproduce(
+    run: str, trial_id: str, report: Callable[[str], None], overrides: Sequence[str] = ()
+) -> Reproduction:
     """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
 
     So is what it came to on the test split, if it was judged there.
@@ -42,8 +45,7 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bo
         run: its directory, a path or a URI.
         trial_id: which of its trials.
         report: is told what takes long.
-        trusts: run Python code that comes with its model. That its settings say so is not enough: somebody
-            may have sent the result set.
+        overrides: say whether to trust Python code that comes with its model; its settings do not.
 
     Raises:
         ExperimentError: if there is no such run or trial, its data or base model is another one now, it was
@@ -51,13 +53,7 @@ def reproduce(run: str, trial_id: str, report: Callable[[str], None], trusts: bo
     """
     row, curve = _recorded(run, trial_id)
     experiment, spec = _settings(row, run)
-    if experiment.model.trust_remote_code and not trusts:
-        raise ExperimentError(
-            [
-                f"{run}: {experiment.model.path} brings Python code that would run here, which"
-                " whoever made this run trusted; if you do, too: --set model.trust_remote_code=true"
-            ]
-        )
+    check_trusted(experiment, overrides, run)
     _check_alone(row, experiment, run)
     prepared = prepare(experiment, report)
     check_fingerprints(row, prepared, run)

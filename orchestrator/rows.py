@@ -13,7 +13,6 @@ from scipy.special import log_softmax
 
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.history import TrialHistory
-from orchestrator.secrets import redact
 from results.schema import METRICS
 from results.store import Row, TrialRecord
 from trainables.checkpoints import Checkpoint
@@ -97,9 +96,10 @@ def _predictions(labels: Sequence[str], trial: TrialHistory) -> Iterator[dict[st
 def trial_history(experiment: Experiment, record: TrialRecord, labels: Sequence[str]) -> TrialHistory:
     """Turn a journal record back into what it was made of: the inverse of :func:`trial_record`."""
     row = record.trial
-    assignment = Assignment(
-        row["method"], row["trial_number"], json.loads(row["settings"])["hyperparameters"], row["phase"]
-    )
+    told = json.loads(row["settings"])["hyperparameters"]
+    order = [name for name in experiment.space(row["method"]) if name in told]
+    hyperparameters = {**dict.fromkeys(order), **told}  # in the order of the space, as studies suggest them
+    assignment = Assignment(row["method"], row["trial_number"], hyperparameters, row["phase"])
     curve = [
         Evaluation(
             **{name: point[name] for name in CURVE_COLUMNS},
@@ -163,7 +163,7 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         "trial_number": trial.assignment.number,
         "seed": trial.spec.seed,
         "status": trial.status,
-        "error": trial.error and redact(trial.error),
+        "error": trial.error,
         **{f"hp_{name}": value for name, value in trial.assignment.hyperparameters.items()},
         **_outcome(trial),
         **_test_outcome(trial),

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import DRIVER_GARBAGE
+from orchestrator.errors import ExperimentError
+from orchestrator.trust import TRUST
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,9 +46,6 @@ examples:
 Results are Parquet files: pandas.read_parquet("runs/NAME/trials.parquet").
 Exit status: 0 done, 1 a reproduction that differs or no trial finished, 2 wrong input, 130 interrupted.
 """
-
-TRUST = "model.trust_remote_code=true"
-"""The one setting that --reproduce does not take from the run, which somebody may have sent."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -96,8 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    trusts = bool(options.reproduce) and options.overrides == [TRUST]
-    changes = options.overrides and not trusts
+    changes = [override for override in options.overrides if override != TRUST]
     if options.reproduce and (options.experiment or changes or options.methods or options.resume):
         parser.error("--reproduce takes everything from the run; expected no experiment and no settings")
     if options.reproduce and options.address:
@@ -107,13 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.experiment and not os.path.exists(options.experiment):
         print(f"{options.experiment}: no such file; expected an experiment's YAML file", file=sys.stderr)
         return 2
-    # Imported after parsing, so that --help and a mistyped option answer at once.
-    from orchestrator.errors import ExperimentError
-
     try:
         if options.reproduce:
-            run, trial_id = options.reproduce
-            return _reproduce(run, trial_id, trusts)
+            return _reproduce(options)
         if (options.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
             return _run_on_head(options)
         return _run(options)
@@ -136,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
             from orchestrator.loading import place_of
             from orchestrator.ownership import make_run_directory, only_driver, write_experiment
 
-            there = hold(options, held) if options.resume else {}
+            there = hold(options, held) if options.resume else None
             beginning = begin_again(options, console) if options.resume else begin(options, console)
             if options.dry_run:
                 from orchestrator.plan import render
@@ -175,8 +169,10 @@ def _compare(beginning: Beginning, mirror: Mirror | None, console: Console) -> i
         gc.set_threshold(DRIVER_GARBAGE)
         return run_comparison(beginning, mirror, console)
     except KeyboardInterrupt:
-        run = shlex.quote(beginning.experiment.location)
-        said = f"interrupted; what finished is kept. Continue with: python -m orchestrator.run --resume {run}"
+        experiment = beginning.experiment
+        command = f"python -m orchestrator.run --resume {shlex.quote(experiment.location)}"
+        command += f" --set {TRUST}" if experiment.model.trust_remote_code else ""
+        said = f"interrupted; what finished is kept. Continue with: {command}"
         console.print(said, highlight=False, soft_wrap=True)
         return 130
 
@@ -190,13 +186,14 @@ def _run_on_head(options: argparse.Namespace) -> int:
         return run_on_head(options, lambda text: console.out(text, end="", highlight=False))
 
 
-def _reproduce(run: str, trial_id: str, trusts: bool) -> int:
+def _reproduce(options: argparse.Namespace) -> int:
     from orchestrator.quiet import quiet
 
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
         from orchestrator.reproduce import reproduce
 
-        outcome = reproduce(run, trial_id, console.print, trusts)
+        run, trial_id = options.reproduce
+        outcome = reproduce(run, trial_id, console.print, options.overrides)
     if not outcome.differences:
         print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")
         return 0

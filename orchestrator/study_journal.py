@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -32,16 +32,24 @@ class StudyJournal:
         experiment: what runs.
         directory: of the run.
         finished: trials that an earlier process finished.
+        say: is told if the file cannot be written any more, which ends it and nothing else.
     """
 
     def __init__(
-        self, experiment: Experiment, directory: Path, finished: Iterable[TrialHistory] = ()
+        self,
+        experiment: Experiment,
+        directory: Path,
+        finished: Iterable[TrialHistory] = (),
+        say: Callable[[str], None] = print,
     ) -> None:
+        self._file = directory / STUDIES_FILE
+        self._say = say
+        self._has_failed = False
         self._spaces = {method: experiment.space(method) for method in experiment.methods}
         self._storage_ids: dict[str, int] = {}
         for old in directory.glob(f"{STUDIES_FILE}*"):  # with the lock that a killed process leaves
             old.unlink()
-        self._storage = JournalStorage(JournalFileBackend(str(directory / STUDIES_FILE)))
+        self._storage = JournalStorage(JournalFileBackend(str(self._file)))
         self._studies = {
             method: self._storage.create_new_study(
                 [StudyDirection.MAXIMIZE], study_name(experiment.name, method)
@@ -53,8 +61,15 @@ class StudyJournal:
 
     def changed(self, trial: TrialHistory) -> None:
         """Take in a trial's newest state."""
-        if trial.assignment.phase != "search":
+        if trial.assignment.phase != "search" or self._has_failed:
             return
+        try:
+            self._write(trial)
+        except Exception as error:  # of half a line, written to a full disk, Optuna makes a JSONDecodeError
+            self._has_failed = True
+            self._say(f"{self._file} cannot be written any more: {error}; the run goes on without it")
+
+    def _write(self, trial: TrialHistory) -> None:
         number = self._storage_ids.get(trial.spec.trial_id)
         if number is None:
             study = self._studies[trial.spec.method]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,10 +92,22 @@ def _concatenate(parts: list[pa.Table]) -> pa.Table:
 
     from results.errors import ResultSetError
 
+    known = {name for part in parts for name in part.column_names if part[name].null_count < part.num_rows}
     try:
-        return pa.concat_tables(parts, promote_options="permissive")
+        return pa.concat_tables([_untyped(part, known) for part in parts], promote_options="permissive")
     except pa.ArrowException as error:
         raise ResultSetError(f"trials.parquet: of several runs: {error}; load them one by one") from None
+
+
+def _untyped(part: pa.Table, known: Collection[str]) -> pa.Table:
+    """Take the types of columns that are null in all of one run's rows and not in all of another's."""
+    import pyarrow as pa
+
+    for place, name in enumerate(part.column_names):
+        if name in known and part[name].null_count == part.num_rows:
+            field = part.schema.field(name).with_type(pa.null())
+            part = part.set_column(place, field, pa.nulls(part.num_rows))
+    return part
 
 
 def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Table | None:
@@ -107,9 +119,12 @@ def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Tab
 
     name = f"{table}.parquet"
     file = f"{run}/{name}"
-    source = file if isinstance(run, Path) else pa.BufferReader(_fetch(run, name))
     try:
+        # Given a path, pyarrow opens it twice, and a snapshot may replace it between.
+        source = pa.OSFile(file) if isinstance(run, Path) else pa.BufferReader(_fetch(run, name))
         found = pq.read_table(source, partitioning=None)
+    except StorageError:
+        raise
     except Exception as error:  # of a damaged file the reader raises what it happens to raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         problem = f"{file}: not a whole Parquet table ({reason})"
@@ -147,7 +162,7 @@ def _fetch(run: RemoteDirectory, name: str) -> bytes:
 
 
 def _run_directories(path: str) -> list[Path | RemoteDirectory]:
-    candidates = _remote(path) if is_uri(path) else sorted(Path(match) for match in glob.glob(path))
+    candidates = _remote(path) if is_uri(path) else _matches(path)
     found = [
         run
         for candidate in candidates
@@ -159,6 +174,11 @@ def _run_directories(path: str) -> list[Path | RemoteDirectory]:
             f"{path}: no result set; expected a run directory with trials.parquet, or a glob of them"
         )
     return found
+
+
+def _matches(path: str) -> list[Path]:
+    """Return what a path, or a glob, names; a directory may be called ``[v2]``."""
+    return [Path(path)] if os.path.lexists(path) else sorted(map(Path, glob.glob(path)))
 
 
 def _remote(uri: str) -> list[RemoteDirectory]:

@@ -163,12 +163,16 @@ class RemoteDirectory:
             self.download(name, directory / name)
 
     def files(self) -> dict[str, int]:
-        """Return the files that are here and below: their names and sizes in bytes."""
-        return {
+        """Return the files that are here and below: their names and sizes in bytes.
+
+        A key such as ``a/../../b``, which no directory has, is left out: a copy of it would be elsewhere.
+        """
+        names = {
             info.path.removeprefix(self._path).lstrip("/"): info.size
             for info in self._infos(recursive=True)
             if info.is_file
         }
+        return {name: size for name, size in names.items() if not {"", ".", ".."} & set(name.split("/"))}
 
     def directories(self) -> list[str]:
         """Return the names of the directories that are here, in order."""

@@ -21,6 +21,8 @@ from results.schema import HYPERPARAMETER_PREFIX, TABLES
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+TRIALS_FILE = "trials.parquet"
+
 Row = Mapping[str, Any]
 
 
@@ -133,7 +135,7 @@ class Snapshots:
         self._known = {file.stem: self._read(file) for file in files}
         self._changed.clear()
         trials = sorted(self._known.values(), key=lambda one: one.turn)
-        for table in TABLES:
+        for table in (*(name for name in TABLES if name != "trials"), "trials"):  # never ahead of the others
             parts = [one.tables[table] for one in trials if table in one.tables]
             if table == "trials":
                 made = _assemble(
@@ -262,7 +264,8 @@ def replace_file(path: Path, content: Any) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # never through a link that somebody has put there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

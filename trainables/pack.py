@@ -160,14 +160,15 @@ class Pack:
             try:
                 strange = self._step(kind, steps)
             except Exception as raised:  # of all, so whose it is shows when they take it by themselves
-                error, strange = raised, list(steps)
+                # Its text: the error itself would keep all activations of the step in memory.
+                error, strange = f"{type(raised).__name__}: {raised}", list(steps)
             if not strange:
                 return apart
             for step, state in zip(steps, states, strict=True):
                 step.stretch.trained.stream.state = state
             for step in strange:
                 if step.member.is_new and error:
-                    self._part(step, f"{type(error).__name__}: {error}")
+                    self._part(step, error)
             apart += strange
             steps = [step for step in steps if step not in strange]
         for step in (*apart, *steps):

@@ -34,20 +34,19 @@ def write_report(results: ResultSet, directory: Path, cache: Path | None = None)
     Returns:
         The page.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    figures = directory / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     views = [View(results.of(name), name) for name in results.trials.experiment.unique()]
     for number, view in enumerate(views):
         if view.key in {other.key for other in views[:number]}:  # as of 'sst2_r8' and 'sst2.r8'
             view.key = f"{view.key}-{number}-"
     page = directory / "index.html"
-    page.write_text(render_page(results, views, cache), encoding="utf-8")
-    figures = directory / "figures"
-    figures.mkdir(exist_ok=True)
+    replace_file(page, render_page(results, views, cache).encode())
     for view in views:
         prefix = f"{view.key}-" if len(views) > 1 else ""
         for name, chart in study_figures(view).items():
             png = vl_convert.vegalite_to_png(charts.to_spec(chart), scale=2)
-            (figures / f"{prefix}{name}.png").write_bytes(png)
+            replace_file(figures / f"{prefix}{name}.png", png)
     return page
 
 

@@ -90,6 +90,16 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown --methods": (["--methods", "lora,bitfit"], ("--methods", "'bitfit'", "full, lora")),
     "no methods": (sets("methods={}"), ("methods", "at least 1")),
     "unknown hyperparameter": (sets("methods.lora.ranks=[4]"), ("methods.lora.ranks", "known: rank, alpha")),
+    "name of two words": (["--name", "my run"], ("name: expected letters, digits", "got 'my run'")),
+    "methods not named": (["--methods", ""], ("--methods: ", "has no method ''; it has")),
+    "methods that differ by case": (
+        sets("methods={lora: {}, LoRA: {kind: lora}}"),
+        ("methods.LoRA: differs from lora by case only",),
+    ),
+    "a number no column holds": (
+        sets("methods.lora.alpha=99999999999999999999"),
+        ("methods.lora.alpha", "at most 9223372036854775807"),
+    ),
     "rank of full": (sets("methods.full.rank=4"), ("methods.full.rank", "not a hyperparameter of full")),
     "rank 0": (
         sets("methods.lora.rank=[0, 4]"),

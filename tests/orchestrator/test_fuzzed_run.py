@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from orchestrator.history import TrialHistory
 from orchestrator.loading import load_experiment
 from orchestrator.ownership import write_experiment
 from orchestrator.recorder import Recorder
+from orchestrator.reports import ERROR, STATUS
 from orchestrator.resume import earlier_trials, read_run, recorded_trials
 from orchestrator.rows import Provenance, trial_record
 from orchestrator.run import main
+from results import load
 from results.store import write_record, write_snapshot
 from trainables.checkpoints import Checkpoint
+from trainables.embedded import cache_directory
 from trainables.trial import Evaluation
 from trainables.trial import TestOutcome as Judged
 
@@ -209,6 +213,48 @@ def test_a_run_does_not_decide_whose_code_is_trusted(
     assert said.endswith("if you do, too: --set model.trust_remote_code=true")
     trusting = reproduce(directory, capfd, "--set", "model.trust_remote_code=true")
     assert "no such directory: ./brings-code" in trusting
+
+
+@pytest.mark.parametrize("place", ["{}", "file://{}"])
+def test_a_run_that_is_continued_does_not_decide_it_either(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str
+) -> None:
+    settings = [f"storage={tmp_path}/runs", "model={path: ./brings-code, trust_remote_code: true}"]
+    run = place.format(write_run(load_experiment(None, settings)))
+    assert main(["--resume", run, "--dry-run"]) == 2
+    trust = "--set model.trust_remote_code=true"
+    assert capfd.readouterr().err.rstrip().endswith(f"if you do, too: {trust}")
+    assert main(["--resume", run, "--dry-run", *trust.split()]) == 2
+    assert "no such directory: ./brings-code" in capfd.readouterr().err
+    assert not list((cache_directory() / "runs").glob("*/demo")), "a dry run leaves no copy of one at a URI"
+
+
+def test_hyperparameters_are_in_the_order_in_which_they_were_suggested(directory: Path) -> None:
+    experiment = read_run(str(directory))
+    earlier = earlier_trials(directory, experiment, recorded_trials(directory), LABELS)
+    assert list(earlier.finished[0].assignment.hyperparameters) == ["rank", "alpha", "learning_rate"]
+
+
+def test_errors_are_recorded_without_secrets_and_states_of_ended_trials_go(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "hunter2hunter2")
+    experiment = read_run(str(directory))
+    for trial_id in ("lora-000", "lora-001"):
+        (directory / "states" / trial_id / "000002-x").mkdir(parents=True)
+    earlier = earlier_trials(directory, experiment, recorded_trials(directory), LABELS)
+    provenance = Provenance("0" * 64, "sst2", "1" * 64, {"train": "x"}, None, {"torch": "2"}, LABELS)
+    told: list[TrialHistory] = []
+    watcher = SimpleNamespace(changed=told.append)
+    recorder = Recorder(experiment, provenance, directory, [watcher], print, earlier)
+    assert [state.name for state in (directory / "states").iterdir()] == ["lora-001"]
+    assignment = Assignment("lora", 5, {"rank": 4, "alpha": 8, "learning_rate": 1e-3})
+    result = {STATUS: "failed", ERROR: "no: hunter2hunter2 and half a \ud83d"}
+    trial: Any = SimpleNamespace(config=assignment.to_config(), last_result=result)
+    recorder.on_trial_complete(0, [], trial)
+    assert told[-1].error == "no: *** and half a ?"
+    recorder.close()
+    assert list(load(directory).trials.error.dropna()) == ["no: *** and half a ?"]
 
 
 @pytest.mark.parametrize("settings", [None, "", "[]", "{", "{}", '{"experiment": {}}', '{"experiment": []}'])

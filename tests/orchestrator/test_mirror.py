@@ -21,7 +21,7 @@ from orchestrator.history import TrialHistory
 from orchestrator.mirror import Mirror, fetch
 from orchestrator.scratch import Scratch
 from results.remote import RemoteDirectory
-from results.store import TrialRecord, write_record, write_snapshot
+from results.store import Snapshots, TrialRecord, write_record, write_snapshot
 
 
 @pytest.fixture
@@ -234,6 +234,56 @@ def test_what_a_dead_driver_left_is_tidied(uri: str, copy: Path) -> None:
     assert left == {"states/c/000002-x", "checkpoints/a", "checkpoints/c"}
     assert [path.name for path in (copy / "states" / "c").iterdir()] == ["000002-x"]
     assert set(known) == {"experiment.json", "journal/a.json", "journal/b.json", "journal/c.json"}
+
+
+def test_a_new_run_does_not_take_the_place_of_another(uri: str, copy: Path, told: list[str]) -> None:
+    RemoteDirectory(uri).write("experiment.json", b"another's")
+    mirror = Mirror(copy, uri)
+    with pytest.raises(ExperimentError, match=f"name: {uri} exists already"):
+        mirror.start(told.append)
+    mirror.finish(told.append)
+    assert RemoteDirectory(uri).read("experiment.json") == b"another's"
+    assert not copy.exists(), "else it would be in the way of the next run of this name"
+
+
+def test_the_table_of_trials_is_carried_over_last(
+    uri: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(RemoteDirectory, "upload", lambda self, local, name: names.append(name))
+    journal(copy, "a", "completed")
+    Snapshots(copy).write()
+    Mirror(copy, uri).copy()
+    assert names[-1] == "trials.parquet"
+    assert {"metrics.parquet", "journal/a.json"} < set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("driver.json", b"{}", "driver.json: not what a driver writes"),
+        ("driver.json", b"nonsense", "driver.json: not what a driver writes"),
+        ("journal/a.json", b"{", "a.json: not what the program writes of a trial"),
+    ],
+)
+def test_what_is_no_run_is_refused(uri: str, copy: Path, name: str, content: bytes, says: str) -> None:
+    RemoteDirectory(uri).put(copy)
+    RemoteDirectory(uri).write(name, content)
+    with pytest.raises(ExperimentError, match=says):
+        fetch(uri, copy)
+
+
+def test_a_dry_run_removes_nothing(uri: str, copy: Path) -> None:
+    journal(copy, "a", "completed")
+    remote = RemoteDirectory(uri)
+    remote.put(copy)
+    for name in ("states/a/zz/progress.json", "checkpoints/a/adapter.bin"):
+        remote.write(name, b"1")
+    before = remote.files()
+    fetch(uri, copy, tidies=False)
+    assert remote.files() == before
+    fetch(uri, copy)
+    assert not {name for name in remote.files() if name.startswith(("states", "checkpoints"))}
 
 
 def save(work: Scratch, evaluation: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import ExperimentError
 from orchestrator.loading import load_experiment
 from orchestrator.run import main
-from orchestrator.secrets import redact
+from orchestrator.secrets import is_secret, redact
 
 ADDRESSES = {
     "http://ann:hunter2hunter2@tracking.example:5000/x": "http://***@tracking.example:5000/x",
@@ -73,6 +73,21 @@ def test_secrets_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/home/ann/.ray/auth_token")
     text = "401 with hf_hunter2hunter2 and hunter3/hunter3; see /home/ann/.ray/auth_token in runs"
     assert redact(text) == "401 with *** and ***; see /home/ann/.ray/auth_token in runs"
+
+
+@pytest.mark.parametrize(
+    ("secret", "names"),
+    [
+        (True, "HF_TOKEN PGPASSWORD AZURE_STORAGE_KEY AZURE_STORAGE_CONNECTION_STRING MYSQL_PWD SSHPASS"),
+        (
+            True,
+            "AWS_SECRET_ACCESS_KEY WANDB_API_KEY MLFLOW_TRACKING_PASSWORD OPENAI_APIKEY AWS_ACCESS_KEY_ID",
+        ),
+        (False, "PWD OLDPWD PATH HOME COMPASS TOKENIZERS_PARALLELISM KEYBOARD RAY_AUTH_TOKEN_PATH"),
+    ],
+)
+def test_secrets_are_known_by_the_names_of_their_variables(secret: bool, names: str) -> None:
+    assert [is_secret(name) for name in names.split()] == [secret] * len(names.split())
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,27 @@ def test_a_run_that_is_continued_has_every_trial_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_cannot_be_written_ends_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    journal = StudyJournal(EXPERIMENT, tmp_path, say=said.append)
+    live(journal, trial("lora", 0), [0.6], "completed")
+
+    def tear(self: JournalFileBackend, logs: list[Any]) -> None:
+        with open(tmp_path / STUDIES_FILE, "a") as file:
+            file.write('{"op_code": ')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", tear)
+        live(journal, trial("lora", 1), [0.6], "completed")
+    live(journal, trial("lora", 2), [0.6], "completed")
+    [line] = said
+    assert "optuna.journal cannot be written any more" in line
+    assert "No space left on device; the run goes on without it" in line
+
+
 def get(url: str) -> Any:
     """Ask until the server is up."""
     deadline = time.monotonic() + 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,44 @@ def test_hyperparameters_of_two_types_meet_in_the_wider_one(made_up: Maker, tmp_
         made.save(tmp_path / name)
     assert set(load(tmp_path).trials.hp_rank) == {8.0, 0.5}
     assert pa.types.is_int64(pq.read_schema(tmp_path / "one" / "trials.parquet").field("hp_rank").type)
+
+
+def test_a_directory_may_have_a_name_that_looks_like_a_glob(run: Path) -> None:
+    strange = run.rename(run.parent / "old [v2]")
+    assert len(load(strange).trials) == 21
+    assert len(load(strange.parent / "*").trials) == 21
+
+
+def test_a_hyperparameter_may_be_null_in_all_trials_of_one_run(made_up: Maker, tmp_path: Path) -> None:
+    for name, modules in (("a", None), ("b", "c_attn")):
+        directory = made_up(name).save(tmp_path / name)
+        file = directory / "trials.parquet"
+        table = pq.read_table(file)
+        kind = pa.float64() if modules is None else pa.string()
+        column = pa.array([modules] * table.num_rows, kind)
+        pq.write_table(table.append_column("hp_target_modules", column), file)
+    trials = load(tmp_path).trials
+    assert trials.hp_target_modules.isna().groupby(trials.experiment).all().to_dict() == {
+        "a": True,
+        "b": False,
+    }
+
+
+def test_a_snapshot_that_comes_while_a_table_is_read_does_no_harm(run: Path) -> None:
+    """The file is opened once: what replaces it is another one."""
+    table = pq.read_table(run / "trials.parquet")
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            for rows in (1, table.num_rows):
+                pq.write_table(table.slice(0, rows), run / ".new")
+                (run / ".new").replace(run / "trials.parquet")
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        assert {len(load(run).trials) for _ in range(100)} <= {1, table.num_rows}
+    finally:
+        stop.set()
+        writer.join()

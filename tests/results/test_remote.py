@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 import pytest
 from s3_server import Proxy
@@ -31,6 +32,18 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteDirectory
     if request.param == "file":
         return RemoteDirectory(f"file://{tmp_path}/there")
     return RemoteDirectory(f"memory://{tmp_path}")
+
+
+def test_keys_that_lead_elsewhere_are_left_out(tmp_path: Path) -> None:
+    """As an object store may have them, in a run that somebody has sent."""
+    directory = RemoteDirectory(f"memory://{tmp_path}")
+    directory.write("journal/a.json", b"1")
+    store = fsspec.filesystem("memory").store
+    for name in ("journal/../../../../b", "../b", "journal//b", "./b"):
+        store[f"{tmp_path}/{name}"] = store[f"{tmp_path}/journal/a.json"]
+    assert list(directory.files()) == ["journal/a.json"]
+    directory.get(tmp_path / "deep" / "in" / "here")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.json"]
 
 
 def test_files_come_back_as_they_were_and_go(directory: RemoteDirectory, tmp_path: Path) -> None:

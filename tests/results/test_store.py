@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from results import load
+from results import load, store
 from results.schema import TABLES
 from results.store import (
     Snapshots,
@@ -23,6 +24,7 @@ from results.store import (
     drop_checkpoint,
     read_journal,
     remove_record,
+    replace_file,
     write_record,
     write_snapshot,
 )
@@ -207,3 +209,23 @@ def test_tables_made_again_and_again_are_those_made_anew(
         for file in anew.glob("*.parquet"):
             assert (kept / file.name).read_bytes() == file.read_bytes()
         assert len(list(anew.glob("*.parquet"))) == len(list(kept.glob("*.parquet"))) == 3
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    temporary = tmp_path / f".page.{os.getpid()}.tmp"
+    for link in (tmp_path / "page", temporary):
+        link.symlink_to(tmp_path / "mine")
+    replace_file(tmp_path / "page", b"new")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "page").read_text() == "new"
+
+
+def test_the_table_of_trials_is_never_ahead_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads it first finds in the others all that it speaks of."""
+    written = []
+    monkeypatch.setattr(store, "replace_file", lambda file, content: written.append(file.name))
+    Snapshots(tmp_path).write()
+    assert written == ["metrics.parquet", "checkpoints.parquet", "trials.parquet"]
