@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Final
 
 from orchestrator.experiment import Assignment
+from orchestrator.reports import BY_HYPERPARAMETERS, WORST
 from trainables.trial import Evaluation, TestOutcome, TrialSpec
 
 
@@ -49,8 +50,13 @@ class TrialHistory:
 
     @property
     def objective(self) -> float | None:
-        """What the study learns of the ended trial; None of one that failed."""
+        """Best validation accuracy of a trial that ended well; None of any other."""
         return self.best_so_far[-1] if self.curve and self.status in ("completed", "stopped") else None
+
+    @property
+    def learned(self) -> float | None:
+        """What the study learns of the ended trial; None where the program failed, not the trial."""
+        return WORST if self.status in BY_HYPERPARAMETERS else self.objective
 
     @property
     def standing(self) -> tuple[float, float, int]:

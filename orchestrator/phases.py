@@ -172,7 +172,7 @@ def _replay(
     """Tell studies, brackets and purse what an earlier process found in the search."""
     finished, unfinished = recorder.of_phase("search"), recorder.unfinished("search")
     studies.replay(
-        ((trial.assignment, trial.objective) for trial in finished),
+        ((trial.assignment, trial.learned) for trial in finished),
         [trial.assignment for trial in unfinished],
     )
     for trial in [*finished, *unfinished]:

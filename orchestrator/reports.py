@@ -16,6 +16,15 @@ DAMAGE: Final = "damage"
 OBJECTIVE: Final = "objective"
 """Best validation accuracy so far, which studies maximize and ASHA compares."""
 
+WORST: Final = 0.0
+"""The objective of a trial that diverged or ran out of memory, to its study: this is not the place to look.
+
+Optuna's samplers leave failed trials out, and would suggest what fails again and again.
+"""
+
+BY_HYPERPARAMETERS: Final = ("diverged", "out_of_memory")
+"""How trials fail whose hyperparameters are to blame."""
+
 STATUS: Final = "status"
 """In the last report of a trial that failed: how."""
 

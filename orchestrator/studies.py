@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.budget import Purse
 from orchestrator.experiment import Assignment, Experiment, derive_seed
-from orchestrator.reports import OBJECTIVE
+from orchestrator.reports import BY_HYPERPARAMETERS, OBJECTIVE, STATUS, WORST
 
 SamplerName = Literal["tpe", "gp", "random", "cmaes"]
 
@@ -126,7 +126,7 @@ class MethodStudies:
         once came in another order, is given up, and the recorded point is told in its place.
 
         Arguments:
-            finished: trials and their objectives; None is a trial that failed.
+            finished: trials and what was learned of them; None is nothing.
             unfinished: trials that are suggested next, as they were, to go on.
         """
         told = {assignment.trial_id: (assignment, objective) for assignment, objective in finished}
@@ -149,7 +149,7 @@ class MethodStudies:
 
     def _replay_finished(self, again: Assignment, recorded: Assignment, objective: float | None) -> None:
         study = self._studies[again.method]
-        self._count_failures(again.method, objective is None)
+        self._count_failures(again.method, not objective)
         if recorded.hyperparameters == again.hyperparameters:
             result = None if objective is None else {OBJECTIVE: objective}
             study.on_trial_complete(again.trial_id, result, error=objective is None)
@@ -218,11 +218,15 @@ class MethodStudies:
         trial = self._running.pop(trial_id)
         if result:
             self._seconds[trial.method].append(result.get(TIME_TOTAL_S, 0.0))
-        failed = error or result is None or OBJECTIVE not in result
-        self._count_failures(trial.method, failed)
-        study = self._studies[trial.method]
+        objective = None if error else _learned(result or {})
+        self._count_failures(trial.method, not objective)
+        study, failed = self._studies[trial.method], objective is None
         if trial.trial_id in self._foreign:
-            objective = 0.0 if failed or result is None else result[OBJECTIVE]
-            study.add_evaluated_point(dict(trial.hyperparameters), objective, error=failed)
+            study.add_evaluated_point(dict(trial.hyperparameters), objective or 0.0, error=failed)
         else:
-            study.on_trial_complete(trial.trial_id, None if failed else result, failed)
+            study.on_trial_complete(trial.trial_id, None if failed else {OBJECTIVE: objective}, failed)
+
+
+def _learned(result: Mapping[str, Any]) -> float | None:
+    """Return what a study learns of a last report: nothing where the program failed, not the trial."""
+    return WORST if result.get(STATUS) in BY_HYPERPARAMETERS else result.get(OBJECTIVE)

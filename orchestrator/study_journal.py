@@ -23,7 +23,7 @@ def study_name(experiment: str, method: str) -> str:
 
 
 class StudyJournal:
-    """Write each trial of the search down in its method's study, as the study itself came to know it.
+    """Write each trial of the search down in its method's study. What failed stands there as failed.
 
     The searcher keeps its studies in memory and never reads the file, so nothing in it can change a
     suggestion, and a run that is continued gets a new file, in which no trial stands twice.
