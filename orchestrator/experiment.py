@@ -33,6 +33,9 @@ from trainables.trial import TrialSpec
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names of methods begin names of files."""
 
+ALIKE = ("evaluations_per_epoch",)
+"""What methods cannot have of their own: more evaluations would be more chances to be the best by luck."""
+
 LARGEST = 2**63 - 1
 """What a column of integers holds."""
 
@@ -214,8 +217,11 @@ class MethodEntry(BaseModel):
         problems = []
         for name, value in self.overrides.items():
             if name not in own and name not in training:
-                known = ", ".join((*own, *training))
+                known = ", ".join(one for one in (*own, *training) if one not in ALIKE)
                 problems.append(f"{name}: not a hyperparameter of {self.kind}; known: {known}")
+                continue
+            if name in ALIKE:
+                problems.append(f"{name}: is the same for all methods; expected it as training.{name}")
                 continue
             try:
                 _check_values(self.kind, name, value)
@@ -347,10 +353,7 @@ class Experiment(Settings):
 
     def most_evaluations(self, method: str) -> int:
         """Return the evaluations of a method's longest trial."""
-        epochs, per_epoch = (
-            max(self.values_of(method, name)) for name in ("epochs", "evaluations_per_epoch")
-        )
-        return int(epochs * per_epoch)
+        return int(max(self.values_of(method, "epochs"))) * self.training.evaluations_per_epoch
 
     def trial_spec(self, assignment: Assignment) -> TrialSpec:
         """Return what a trial is made of.

@@ -90,6 +90,10 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown --methods": (["--methods", "lora,bitfit"], ("--methods", "'bitfit'", "full, lora")),
     "no methods": (sets("methods={}"), ("methods", "at least 1")),
     "unknown hyperparameter": (sets("methods.lora.ranks=[4]"), ("methods.lora.ranks", "known: rank, alpha")),
+    "evaluations of a method": (
+        sets("methods.lora.evaluations_per_epoch=[1, 20]"),
+        ("methods.lora.evaluations_per_epoch: is the same for all methods", "training.evaluations_per_epoch"),
+    ),
     "name of two words": (["--name", "my run"], ("name: expected letters, digits", "got 'my run'")),
     "methods not named": (["--methods", ""], ("--methods: ", "has no method ''; it has")),
     "methods that differ by case": (
