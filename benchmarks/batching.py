@@ -57,7 +57,7 @@ def make_batches(
     split: TokenizedSplit, positions: Positions, fixed: int | None, pad_token_id: int, seed: int
 ) -> Iterator[Batch]:
     """Yield an epoch's batches."""
-    for chosen in positions(np.diff(split.offsets), np.random.default_rng(seed)):
+    for chosen in positions(split.lengths, np.random.default_rng(seed)):
         batch = make_batch(split, chosen, pad_token_id)
         yield padded(batch, fixed, pad_token_id) if fixed else batch
 

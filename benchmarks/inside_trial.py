@@ -209,8 +209,8 @@ def trainer_seconds(task: Task, kind: str, batches: list[list[int]] | None) -> f
 
 def our_batches(task: Task) -> list[list[int]]:
     """Return the rows of a trial's first epoch of batches."""
-    lengths = np.diff(task.data.train.offsets)
-    return [cut.tolist() for cut in batch_positions(lengths, BATCH_SIZE, np.random.default_rng(SEED))]
+    cut = batch_positions(task.data.train.lengths, BATCH_SIZE, np.random.default_rng(SEED))
+    return [positions.tolist() for positions in cut]
 
 
 def flops_per_example(task: Task, kind: str) -> float:

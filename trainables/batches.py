@@ -79,7 +79,7 @@ def training_batches(
     The first ``start`` batches are skipped. A rank that gets nothing of a small batch has an example that
     weighs nothing, as all ranks take every step.
     """
-    generator, lengths = np.random.default_rng(seed), np.diff(split.offsets)
+    generator, lengths = np.random.default_rng(seed), split.lengths
     epochs = (batch_positions(lengths, batch_size, generator) for _ in repeat(None))
     for positions in islice(chain.from_iterable(epochs), start, None):
         share = positions[group.rank :: group.size]
@@ -109,7 +109,7 @@ def batches(
         group: the ranks.
         most_tokens: of a batch of several examples, padding included.
     """
-    lengths = np.diff(split.offsets)
+    lengths = split.lengths
     cut = list(_cut_by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_size, most_tokens))
     for number in range(group.rank, math.ceil(len(cut) / group.size) * group.size, group.size):
         positions, weight = (cut[number], 1.0) if number < len(cut) else (cut[0], 0.0)

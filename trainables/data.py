@@ -64,9 +64,27 @@ class TokenizedSplit:
         return len(self.labels)
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, ``[examples]``."""
+        return np.diff(self.offsets)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return int(np.diff(self.offsets).max())
+        return int(self.lengths.max())
+
+    def take(self, rows: NDArray[np.int64]) -> TokenizedSplit:
+        """Keep some rows, in their order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return TokenizedSplit(
+            self.tokens[places],
+            offsets,
+            self.labels[rows],
+            self.example_ids[rows],
+            None if self.segments is None else self.segments[places],
+        )
 
 
 @dataclass(frozen=True)

@@ -61,14 +61,7 @@ def probe(
 
 def longest_examples(split: TokenizedSplit, count: int) -> TokenizedSplit:
     """Return a split's ``count`` longest examples, or all where it has fewer."""
-    rows = np.argsort(-np.diff(split.offsets), kind="stable")[:count]
-    pieces = [split.tokens[split.offsets[row] : split.offsets[row + 1]] for row in rows]
-    return TokenizedSplit(
-        tokens=np.concatenate(pieces),
-        offsets=np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]),
-        labels=split.labels[rows],
-        example_ids=split.example_ids[rows],
-    )
+    return split.take(np.argsort(-split.lengths, kind="stable")[:count])
 
 
 def _gpu_memory() -> tuple[int, int]:
