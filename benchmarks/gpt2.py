@@ -31,7 +31,7 @@ from trainables.base_model import load_base
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.methods import METHODS
 from trainables.settings import ModelSettings, TrainingSettings
-from trainables.trial import TrialSpec, failure_status, run_trial
+from trainables.trial import TrialInputs, TrialSpec, failure_status, run_trial
 
 SIZES = {
     "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12},
@@ -85,7 +85,8 @@ def measure(job: Job) -> list[str]:
         job.kind, job.kind, job.kind, 0, method.settings(**own), training, threads=os.cpu_count() or 1
     )
     with tempfile.TemporaryDirectory() as directory:
-        trial = run_trial(spec, data, base, Path(directory) / "best", device=torch.device(job.device))
+        best, device = Path(directory) / "best", torch.device(job.device)
+        trial = run_trial(TrialInputs(spec, data, base, best, device=device))
         try:
             warm, last = trial
         except Exception as error:

@@ -33,7 +33,7 @@ from trainables.measure import give_back_memory
 from trainables.methods import METHODS
 from trainables.quantization import with_quantized
 from trainables.settings import ModelSettings, TrainingSettings
-from trainables.trial import TrialSpec, run_trial
+from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 LABELS = ("negative", "positive")
 EXAMPLES, BATCH_SIZE, LENGTH, PERIOD = 128, 16, 32, 0.02
@@ -67,7 +67,7 @@ class Worker:
         )
         spec = TrialSpec(kind, kind, kind, 0, method.settings(**own), training)
         with tempfile.TemporaryDirectory() as directory:
-            *_, last = run_trial(spec, data, base, Path(directory) / "best")
+            *_, last = run_trial(TrialInputs(spec, data, base, Path(directory) / "best"))
         give_back_memory()  # as a worker does between two trials
         return last.model_bytes, last.train_seconds / last.step
 

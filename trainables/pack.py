@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,11 +14,8 @@ from trainables.batches import Batch
 from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch
 from trainables.shared_base import Guest, NotTogetherError, SharedBase, make_guest
-from trainables.stretch import Stretch, take_step
+from trainables.stretch import Course, Stretch, take_step
 from trainables.training import forward
-
-Course = Iterator[Stretch | Evaluation]
-"""A :func:`trainables.trial.trial_course`, which nobody but its pack asks to go on."""
 
 Outcome = Evaluation | Exception
 """What a trial comes to: its next evaluation, or the error that ended it."""
@@ -35,7 +32,7 @@ class _Member:
     """A trial of the pack."""
 
     name: str
-    course: Course
+    course: Course  # only the pack advances it
     stretch: Stretch | None = None  # what it is to be trained now
     guest: Guest | None = None  # None takes its steps by itself
     has_begun: bool = False
@@ -99,16 +96,16 @@ class Pack:
         """
         member = self._members[name]
         try:
-            asked = next(member.course)
+            item = next(member.course)
         except Exception as error:
             self.leave(name)
             return error
-        if isinstance(asked, Evaluation):
+        if isinstance(item, Evaluation):
             member.stretch = None
-            return asked
+            return item
         if not member.has_begun:
-            member.guest, member.has_begun = self._seat(name, asked), True
-        member.stretch = asked
+            member.guest, member.has_begun = self._seat(name, item), True
+        member.stretch = item
         return None
 
     def train(self) -> dict[str, Outcome]:

@@ -12,7 +12,7 @@ import torch
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import peak_memory, shared_memory
-from trainables.trial import CPU, TrialSpec, run_trial
+from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial
 
 STEPS = 2
 """Optimizer steps of a probe: after the first one, AdamW's state is there, too."""
@@ -52,7 +52,7 @@ def probe(
     judged = longest_examples(test, training.evaluation_batch_size)
     with TemporaryDirectory() as directory:
         short, best = replace(spec, training=training), Path(directory) / "best"
-        for _ in run_trial(short, longest, base, best, judged, device=device):
+        for _ in run_trial(TrialInputs(short, longest, base, best, judged, device=device)):
             pass
     held, _ = peak_memory(CPU)
     process = None if held is None else held - shared_memory()

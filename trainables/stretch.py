@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from trainables.batches import Batch
+from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch, large_blocks_apart
 from trainables.parallel import total
 from trainables.settings import TrainingSettings
@@ -40,6 +41,10 @@ class Stretch:
         group, device = self.trained.group, self.trained.device
         loss_sum = total(torch.as_tensor(self._loss_sum, device=device), group, device)
         return loss_sum.item() / group.size / self.examples
+
+
+Course = Iterator[Stretch | Evaluation]
+"""The items of a :func:`trainables.trial.trial_course`: a stretch to train, an evaluation, and so on."""
 
 
 def train(stretch: Stretch) -> None:

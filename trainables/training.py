@@ -73,6 +73,11 @@ class Scores:
     macro_f1: float  # 0 to 1
     logits: NDArray[np.float32]  # [examples, labels], in the order of the split
 
+    @property
+    def merit(self) -> tuple[float, float]:
+        """Larger is better: accuracy, then a lower loss."""
+        return self.accuracy, -self.loss
+
 
 def make_optimizer(
     model: nn.Module, settings: TrainingSettings, total_steps: int

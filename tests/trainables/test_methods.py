@@ -27,7 +27,7 @@ from trainables.parallel import ALONE
 from trainables.quantization import quantize, with_quantized
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.training import RandomStream, Scores, evaluate, forward, make_optimizer, train_step
-from trainables.trial import Evaluation, TrialSpec, run_trial, set_up, wrap_base
+from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial, set_up, wrap_base
 
 CPU = torch.device("cpu")
 
@@ -184,11 +184,11 @@ def test_loss_falls_on_a_fixed_batch(
 def test_same_seed_same_numbers_whatever_runs_before_or_between(
     base: BaseModel, data: TokenizedData, kind: str, device: torch.device
 ) -> None:
-    alone = list(run_trial(make_spec(kind), data, base, None, device=device))
+    alone = list(run_trial(TrialInputs(make_spec(kind), data, base, device=device)))
     torch.manual_seed(99)
-    neighbour = run_trial(make_spec(kind, seed=7), data, base, None, device=device)
+    neighbour = run_trial(TrialInputs(make_spec(kind, seed=7), data, base, device=device))
     disturbed = []
-    for point in run_trial(make_spec(kind), data, base, None, device=device):
+    for point in run_trial(TrialInputs(make_spec(kind), data, base, device=device)):
         disturbed.append(point)
         next(neighbour)
         torch.rand(3, device=device)
@@ -218,20 +218,20 @@ def test_what_was_trained_is_gone_without_garbage_collection(
 
 
 def test_another_seed_gives_other_numbers(base: BaseModel, data: TokenizedData, kind: str) -> None:
-    one, other = (list(run_trial(make_spec(kind, seed), data, base, None)) for seed in (1, 2))
+    one, other = (list(run_trial(TrialInputs(make_spec(kind, seed), data, base))) for seed in (1, 2))
     assert curve(one) != curve(other)
 
 
 def test_training_leaves_the_shared_weights_alone(base: BaseModel, data: TokenizedData, kind: str) -> None:
     before = {name: weights.copy() for name, weights in base.weights.items()}
-    list(run_trial(make_spec(kind, epochs=1), data, base, None))
+    list(run_trial(TrialInputs(make_spec(kind, epochs=1), data, base)))
     assert all(np.array_equal(before[name], base.weights[name]) for name in before)
 
 
 def test_checkpoint_opens_with_the_plain_libraries_and_scores_the_same(
     base: BaseModel, data: TokenizedData, kind: str, tmp_path: Path, device: torch.device
 ) -> None:
-    points = list(run_trial(make_spec(kind), data, base, tmp_path / "checkpoint", device=device))
+    points = list(run_trial(TrialInputs(make_spec(kind), data, base, tmp_path / "checkpoint", device=device)))
     best = next(point for point in reversed(points) if point.is_best)
     assert best.checkpoint is not None
     assert best.checkpoint.kind == METHODS[kind].checkpoint_kind
@@ -253,7 +253,9 @@ def test_a_bfloat16_base_trains_in_float32_and_its_checkpoint_scores_the_same(
     frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
     assert frozen <= {torch.bfloat16, torch.uint8}, "float32 copies of frozen weights waste memory"
     directory = tmp_path / "checkpoint"
-    points = list(run_trial(make_spec(kind, epochs=8), data, bfloat16_base, directory, device=device))
+    points = list(
+        run_trial(TrialInputs(make_spec(kind, epochs=8), data, bfloat16_base, directory, device=device))
+    )
     assert points[-1].train_loss < points[0].train_loss
     best = next(point for point in reversed(points) if point.is_best)
     assert best.checkpoint is not None
@@ -270,7 +272,7 @@ def test_an_encoder_whose_head_has_dropout_trains_and_its_checkpoint_scores_the_
     model_directories: dict[str, Path], data: TokenizedData, kind: str, tmp_path: Path
 ) -> None:
     encoder = read_base(ModelSettings(path=str(model_directories["bert"])), data)
-    points = list(run_trial(make_spec(kind, epochs=1), data, encoder, tmp_path / "checkpoint"))
+    points = list(run_trial(TrialInputs(make_spec(kind, epochs=1), data, encoder, tmp_path / "checkpoint")))
     best = next(point for point in reversed(points) if point.is_best)
     assert best.checkpoint is not None
     scores = score_checkpoint(best.checkpoint, METHODS[kind].quantized, encoder, data, same_kernel=True)
@@ -334,7 +336,7 @@ def test_activations_computed_again_give_the_same_curve_and_are_not_kept(
     kept, spec = {}, make_spec(kind)
     for again in (False, True):
         spec = replace(spec, training=spec.training.model_copy(update={"gradient_checkpointing": again}))
-        points = curve(list(run_trial(spec, data, base, None, device=device)))
+        points = curve(list(run_trial(TrialInputs(spec, data, base, device=device))))
         trained, _ = set_up(spec, base, 10, device, ALONE, data.train.longest)
         with count_saved() as saved, trained.stream.active():
             forward(trained.model, first_batch(data, device), torch.float32)
@@ -362,7 +364,7 @@ def test_batches_that_go_through_in_parts_give_the_same_curve(
     for micro, expected in ((None, {8}), (3, {2, 3})):
         most.clear()
         spec = replace(spec, training=spec.training.model_copy(update={"micro_batch_size": micro}))
-        curves.append(curve(list(run_trial(spec, data, base, None, device=device))))
+        curves.append(curve(list(run_trial(TrialInputs(spec, data, base, device=device)))))
         assert set(most) == expected
     for found, wanted in zip(*curves, strict=True):
         assert found == pytest.approx(wanted, rel=1e-4 if device == CPU else 1e-3)
@@ -376,7 +378,7 @@ def test_float32_matrices_are_multiplied_as_the_trial_says(
 
     def train(precision: str) -> list[float]:
         settings = base.settings.model_copy(update={"float32_matmul": precision})
-        points = run_trial(spec, data, replace(base, settings=settings), None, device=device)
+        points = run_trial(TrialInputs(spec, data, replace(base, settings=settings), device=device))
         return [point.validation_loss for point in points]
 
     highest, medium, again = train("highest"), train("medium"), train("highest")
