@@ -49,8 +49,7 @@ from trainables.measure import synchronize
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.state import Trained
-from trainables.training import train_step
+from trainables.training import Trained, train_step
 from trainables.trial import CPU, TrialSpec, set_up
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -99,13 +98,7 @@ def take_steps(trained: Trained, batches: Iterable[Batch]) -> int:
     examples = 0
     with trained.stream.active():
         for batch in batches:
-            train_step(
-                trained.stepped,
-                batch.to(trained.device),
-                trained.optimizer,
-                trained.schedule,
-                TRAINING.max_gradient_norm,
-            )
+            train_step(trained, batch, TRAINING, torch.float32)
             examples += batch.size
     return examples
 

@@ -35,8 +35,8 @@ from trainables.batches import training_batches
 from trainables.data import load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
+from trainables.scoring import evaluate
 from trainables.settings import DataSettings, ModelSettings
-from trainables.training import evaluate
 from trainables.trial import CPU, TrialSpec, evaluation_batches, set_up
 
 SMALL = SHARED / "models" / "gpt2-mini-reviews"

@@ -26,7 +26,7 @@ from trainables.dropout import Masks, Sort, keep, scale
 from trainables.methods.low_rank_layers import LowRankLayer
 from trainables.stacked_layers import AdaptedLinear, OwnLinear, StackedAdapters
 from trainables.stacks import Stacks
-from trainables.state import Trained
+from trainables.training import Trained
 
 IGNORED = -100
 """The label of a text that only fills a batch up."""

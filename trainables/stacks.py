@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
-from trainables.state import Trained
+from trainables.training import Trained
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of each stack's parameters, by name."""

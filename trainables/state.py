@@ -14,13 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
 
-from trainables.dropout import Masks
 from trainables.errors import DamagedStateError
-from trainables.parallel import Group, of_all_ranks, own_part, whole
-from trainables.training import RandomStream
+from trainables.parallel import of_all_ranks, own_part, whole
+from trainables.training import Trained
 
 TENSORS_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
 
@@ -38,20 +35,6 @@ class Progress:
     evaluation_seconds: float = 0.0
     setup_seconds: float = 0.0
     peak_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What changes while a trial trains."""
-
-    model: nn.Module
-    stepped: nn.Module  # what steps are taken with: the model, or what averages its gradients over ranks
-    optimizer: AdamW
-    schedule: LRScheduler
-    stream: RandomStream
-    masks: Masks  # what the model drops in a step
-    device: torch.device
-    group: Group  # the ranks it is spread over; all of them save and restore together
 
 
 class TrialState:

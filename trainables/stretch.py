@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,8 +12,7 @@ from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch, large_blocks_apart
 from trainables.parallel import total
 from trainables.settings import TrainingSettings
-from trainables.state import Trained
-from trainables.training import train_step
+from trainables.training import Trained, train_step
 
 
 @dataclass
@@ -57,17 +55,7 @@ def train(stretch: Stretch) -> None:
 
 
 def take_step(stretch: Stretch, batch: Batch) -> None:
-    """Take a step on a batch; dropout draws from torch's present random state."""
-    trained, settings = stretch.trained, stretch.settings
-    with large_blocks_apart(settings.saves_memory):
-        loss = train_step(
-            trained.stepped,
-            batch.to(trained.device),
-            trained.optimizer,
-            trained.schedule,
-            settings.max_gradient_norm,
-            stretch.dtype,
-            settings.parts(math.ceil(batch.size / trained.group.size)),  # on every rank as many
-            trained.masks,
-        )
+    """Take a step on a batch; dropout draws from torch's current random state."""
+    with large_blocks_apart(stretch.settings.saves_memory):
+        loss = train_step(stretch.trained, batch, stretch.settings, stretch.dtype)
     stretch.add(batch, loss)

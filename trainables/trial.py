@@ -33,10 +33,11 @@ from trainables.measure import (
 from trainables.methods import METHODS, MethodSettings
 from trainables.parallel import ALONE, Group, spread, total
 from trainables.quantization import quantize
+from trainables.scoring import Scores, evaluate
 from trainables.settings import TrainingSettings
-from trainables.state import Progress, Trained, TrialState
+from trainables.state import Progress, TrialState
 from trainables.stretch import Course, Stretch, train
-from trainables.training import RandomStream, Scores, evaluate, make_optimizer
+from trainables.training import RandomStream, Trained, make_optimizer
 
 CPU = torch.device("cpu")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from decoders import no_masks
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
@@ -25,8 +26,9 @@ from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.quantization import quantize, with_quantized
+from trainables.scoring import Scores, evaluate
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.training import RandomStream, Scores, evaluate, forward, make_optimizer, train_step
+from trainables.training import RandomStream, Trained, forward, make_optimizer, train_step
 from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial, set_up, wrap_base
 
 CPU = torch.device("cpu")
@@ -174,10 +176,9 @@ def test_trained_parameters_are_those_of_the_kind(base: BaseModel, kind: str) ->
 def test_loss_falls_on_a_fixed_batch(
     base: BaseModel, data: TokenizedData, kind: str, device: torch.device
 ) -> None:
-    model = wrap_base(base, kind, METHODS[kind].settings(), seed=1).to(device).train()
-    optimizer, schedule = make_optimizer(model, make_spec(kind).training, total_steps=1000)
-    batch = first_batch(data, device)
-    losses = [train_step(model, batch, optimizer, schedule, 1.0).item() for _ in range(120)]
+    spec, batch = make_spec(kind), first_batch(data, device)
+    trained, _ = set_up(spec, base, 1000, device, ALONE, data.train.longest)
+    losses = [train_step(trained, batch, spec.training, torch.float32).item() for _ in range(120)]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.005
 
 
@@ -207,11 +208,12 @@ def test_what_was_trained_is_gone_without_garbage_collection(
     gc.collect()
     gc.disable()
     try:
-        model = wrap_base(base, kind, METHODS[kind].settings(), seed=1)
-        optimizer, schedule = make_optimizer(model, make_spec(kind).training, total_steps=2)
-        train_step(model, first_batch(data), optimizer, schedule, 1.0)
+        model, settings = wrap_base(base, kind, METHODS[kind].settings(), seed=1), make_spec(kind).training
+        optimizer, schedule = make_optimizer(model, settings, total_steps=2)
+        trained = Trained(model, model, optimizer, schedule, RandomStream(0, CPU), no_masks(), CPU, ALONE)
+        train_step(trained, first_batch(data), settings, torch.float32)
         parameters = [weakref.ref(parameter) for parameter in model.parameters()]
-        del model, optimizer, schedule
+        del model, optimizer, schedule, trained
         assert not [parameter for parameter in parameters if parameter() is not None]
     finally:
         gc.enable()
