@@ -59,6 +59,11 @@ class BaseModel:
     # 4-bit weights by linear layer, see trainables.quantization; those that are missing are made when needed
     quantized: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of frozen weights and computation."""
+        return _dtype(self.settings)
+
 
 def resolve_path(settings: ModelSettings, report: Callable[[str], None] = print) -> str:
     """Return what ``from_pretrained`` takes: the cache's directory, an absolute directory or a hub id.
@@ -151,7 +156,7 @@ def load_base(
         model, found = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
-            dtype=getattr(torch, settings.dtype),
+            dtype=_dtype(settings),
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -192,7 +197,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
     with no_init_weights():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config,
-            dtype=getattr(torch, base.settings.dtype),
+            dtype=base.dtype,
             trust_remote_code=base.settings.trust_remote_code,
         )
     model.load_state_dict({name: to_torch(w) for name, w in base.weights.items()}, strict=False, assign=True)
@@ -283,6 +288,11 @@ def own_trainable_parameters(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32, copy=True)
+
+
+def _dtype(settings: ModelSettings) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from trainables.precision import computing_in
+
 ATTENTION = "sdpa_with_drawn_dropout"
 """What transformers knows attention by that drops as it is told, :func:`trainables.attention.attend`."""
 
@@ -141,12 +143,13 @@ class Masks:
                 watched.append((module, "note"))
         device = next(model.parameters()).device
         is_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+        dtype = torch.bfloat16 if is_bfloat16 else torch.float32
         text = torch.zeros((_TEXTS, _TOKENS), dtype=torch.long, device=device)
         if isinstance(end := getattr(getattr(model, "config", None), "eos_token_id", None), int):
             text[:, -1] = end  # where the heads of encoder-decoders read
         with (
             torch.no_grad(),
-            torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16),
+            computing_in(dtype, device),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
             model(input_ids=text, attention_mask=torch.ones_like(text))

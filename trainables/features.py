@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from trainables.batches import Batch
 from trainables.last_tokens import has_last_token_head, read_tokens, take_read
 from trainables.parallel import Group
+from trainables.precision import computing_in
 from trainables.training import forward
 
 
@@ -31,7 +32,7 @@ class Features:
         examples = batch.positions.tobytes()
         if examples not in self._known:
             self._known[examples] = self._compute(batch, dtype)
-        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with computing_in(dtype, batch.input_ids.device):
             logits: torch.Tensor = self._head(self._known[examples])
         return logits.float()
 

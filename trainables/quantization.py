@@ -14,9 +14,9 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model, to_torch
+from trainables.methods.low_rank_layers import weight_of
 
 WEIGHT = "weight"
 """The key of the packed weight, beside those of bitsandbytes's ``QuantState.as_dict``."""
@@ -51,17 +51,10 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _quantized(layer: nn.Module) -> Params4bit:
-    weight = _weight(layer).detach().contiguous()
+    weight = weight_of(layer).detach().contiguous()
     new = Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4")
     quantized: Params4bit = new.to(weight.device)  # type: ignore[misc]
     return quantized
-
-
-def _weight(layer: nn.Module) -> torch.Tensor:
-    """Return a layer's weight, ``[outputs, inputs]``."""
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def _to_arrays(weight: Params4bit) -> dict[str, Any]:
@@ -75,7 +68,7 @@ def _from_arrays(arrays: Mapping[str, Any]) -> Params4bit:
 
 
 def _layer(layer: nn.Module, quantized: Params4bit) -> Linear4bit:
-    weight = _weight(layer)
+    weight = weight_of(layer)
     outputs, inputs = weight.shape
     with torch.device("meta"):
         new = Linear4bit(

@@ -24,6 +24,7 @@ from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model, head_mo
 from trainables.batches import Batch
 from trainables.dropout import Masks, Sort, keep, scale
 from trainables.methods.low_rank_layers import LowRankLayer
+from trainables.precision import computing_in
 from trainables.stacked_layers import AdaptedLinear, OwnLinear, StackedAdapters
 from trainables.stacks import Stacks
 from trainables.training import Trained
@@ -193,7 +194,7 @@ class SharedBase:
         self._draw(batches, texts, longest)
         labels = labels.to(self._device, non_blocking=True)
         rows = {name: one.flatten(0, 1).to(self._device, non_blocking=True) for name, one in inputs.items()}
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with computing_in(dtype, self._device):
             whole = self._model(**rows).logits.float()
         each = cross_entropy(whole, labels.flatten(), reduction="none", ignore_index=IGNORED)
         shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches])

@@ -18,6 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 from trainables.batches import Batch
 from trainables.dropout import Masks
 from trainables.parallel import Group, without_exchange
+from trainables.precision import computing_in
 from trainables.settings import TrainingSettings
 
 SHORT = 128
@@ -81,9 +82,8 @@ def make_optimizer(
 
 
 def forward(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
-    """Return float32 logits ``[examples, labels]``, computed in ``dtype``: by autocast in bfloat16."""
-    device = batch.input_ids.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16), _attention(batch):
+    """Return float32 logits ``[examples, labels]``, computed in ``dtype``."""
+    with computing_in(dtype, batch.input_ids.device), _attention(batch):
         logits: torch.Tensor = model(**batch.inputs).logits
     return logits.float()
 

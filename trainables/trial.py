@@ -149,9 +149,7 @@ def trial_course(inputs: TrialInputs) -> Course:
 
     evaluations = settings.epochs * settings.evaluations_per_epoch
     for last_step in evaluation_steps(inputs.total_steps, evaluations)[done.evaluation :]:
-        stretch = Stretch(
-            trained, islice(training_data, last_step - done.step), settings, _dtype(inputs.base)
-        )
+        stretch = Stretch(trained, islice(training_data, last_step - done.step), settings, inputs.base.dtype)
         yield stretch
         if not math.isfinite(train_loss := stretch.mean_loss()):
             raise DivergedError(f"the training loss became {train_loss} by step {last_step}")
@@ -206,7 +204,7 @@ def _evaluate(
 ) -> Scores:
     device, group = inputs.device, inputs.group
     cut = evaluation_batches(split, inputs.data.pad_token_id, inputs.spec.training, device, group)
-    return evaluate(model, cut, split.labels, device, _dtype(inputs.base), group, features)
+    return evaluate(model, cut, split.labels, device, inputs.base.dtype, group, features)
 
 
 def _make_evaluation(
@@ -328,11 +326,6 @@ def evaluation_steps(total_steps: int, evaluations: int) -> list[int]:
     """Spread evaluations evenly; the last comes after the last step. Fewer steps make fewer evaluations."""
     steps = [round(number * total_steps / evaluations) for number in range(1, evaluations + 1)]
     return [step for step in dict.fromkeys(steps) if step > 0]
-
-
-def _dtype(base: BaseModel) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, base.settings.dtype)
-    return dtype
 
 
 def _device_name(device: torch.device) -> str:

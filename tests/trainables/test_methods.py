@@ -299,7 +299,7 @@ def score_checkpoint(
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
             base.path,
-            dtype=getattr(torch, base.settings.dtype),
+            dtype=base.dtype,
             num_labels=len(data.labels),
             pad_token_id=data.pad_token_id,
             quantization_config=nf4(base.settings.dtype) if quantized else None,
@@ -310,7 +310,7 @@ def score_checkpoint(
             if isinstance(layer, Linear4bit) and same_kernel:
                 layer.support_avx512bf16_for_cpu = False
     split = batches(data.validation, 64, data.pad_token_id)
-    return evaluate(model, split, data.validation.labels, device, getattr(torch, base.settings.dtype))
+    return evaluate(model, split, data.validation.labels, device, base.dtype)
 
 
 @pytest.mark.parametrize("shared", [False, True])
