@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from trainables.dropout import ATTENTION, keep
+from trainables.dropout import DRAWN_AHEAD, keep
 
 
 def attend(
@@ -143,7 +143,7 @@ def let_draw_ahead(model: PreTrainedModel) -> None:
     for module in model.modules():
         is_sdpa = getattr(vars(module).get("config"), "_attn_implementation", None) == "sdpa"
         if is_sdpa and type(module) in by_name:
-            attend_as(module, ATTENTION)
+            attend_as(module, DRAWN_AHEAD)
 
 
 def _asks_by_name(kind: type[nn.Module]) -> bool:
@@ -160,4 +160,4 @@ def _asks_by_name(kind: type[nn.Module]) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in source and '"sdpa"' not in source
 
 
-AttentionInterface.register(ATTENTION, attend)
+AttentionInterface.register(DRAWN_AHEAD, attend)

@@ -20,18 +20,18 @@ from torch.autograd.function import once_differentiable
 
 from trainables.precision import computing_in
 
-ATTENTION = "sdpa_with_drawn_dropout"
-"""What transformers knows attention by that drops as it is told, :func:`trainables.attention.attend`."""
+DRAWN_AHEAD = "sdpa_with_drawn_dropout"
+"""The name under which transformers finds :func:`trainables.attention.attend`."""
 
-LONGEST = 128
-"""Tokens of texts of which attention to all of them needs little memory."""
+SHORT_TEXT = 128
+"""Tokens of the longest text whose attention weights, one for each pair of tokens, need little memory."""
 
 _TEXTS, _TOKENS = 2, 5
 """What is passed through a model to find where it drops: any numbers but 1."""
 
 
 @dataclass(frozen=True)
-class Sort:
+class MaskKind:
     """Masks that are drawn together."""
 
     p: float  # the share that is dropped
@@ -59,18 +59,18 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module, longest: int) -> None:
-        self.counts: Counter[Sort] = Counter()  # in the order in which they are drawn
-        self._sites: defaultdict[nn.Module, list[tuple[Sort, int]]] = defaultdict(list)  # one for each call
+        self.counts: Counter[MaskKind] = Counter()  # in the order in which they are drawn
+        self._sites: dict[nn.Module, list[tuple[MaskKind, int]]] = defaultdict(list)  # one for each call
         self._calls: Counter[nn.Module] = Counter()  # in the present step
-        self._drawn: Mapping[Sort, torch.Tensor] = {}
-        self._of_part: Mapping[Sort, torch.Tensor] | None = None  # where a model sees a batch in parts
+        self._drawn: Mapping[MaskKind, torch.Tensor] = {}
+        self._of_part: Mapping[MaskKind, torch.Tensor] | None = None  # where a model sees a batch in parts
         self._attention: set[nn.Module] = set()
         self._is_known = True  # of what texts each value comes that is dropped
         self._find(model)
         # Activations are computed again in another order, in which calls of one module cannot be told apart.
         again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         repeats = any(len(sites) > 1 for sites in self._sites.values())
-        is_long = bool(self._attention) and longest > LONGEST
+        is_long = bool(self._attention) and longest > SHORT_TEXT
         self.is_of_use = self._is_known and not is_long and not (again and repeats)
         for module in self._sites if self.is_of_use else ():
             if module in self._attention:
@@ -78,8 +78,8 @@ class Masks:
             else:
                 vars(module)["forward"] = partial(self.drop, module)
 
-    def next_site(self, module: nn.Module) -> tuple[Sort, int]:
-        """Return the sort of the mask that a module needs now, and its number among these."""
+    def next_site(self, module: nn.Module) -> tuple[MaskKind, int]:
+        """Return the kind of the mask that a module needs now, and its number among these."""
         sites = self._sites[module]
         call = self._calls[module] % len(sites)  # once more, where activations are computed again
         self._calls[module] += 1
@@ -97,31 +97,31 @@ class Masks:
         whole = self._draw(texts, longest, device) if self.is_of_use else {}
 
         def turn_to(rows: slice) -> None:
-            self._of_part = {sort: masks[:, :, rows] for sort, masks in whole.items()}
+            self._of_part = {kind: masks[:, :, rows] for kind, masks in whole.items()}
 
         try:
             yield turn_to
         finally:
             self._of_part = None
 
-    def _draw(self, texts: int, longest: int, device: torch.device) -> dict[Sort, torch.Tensor]:
+    def _draw(self, texts: int, longest: int, device: torch.device) -> dict[MaskKind, torch.Tensor]:
         drawn = {
-            sort: torch.rand((count, 1, texts, *sort.sizes(longest)), device=device)
-            for sort, count in self.counts.items()
+            kind: torch.rand((count, 1, texts, *kind.sizes(longest)), device=device)
+            for kind, count in self.counts.items()
         }
         if device.type == "cpu":  # PyTorch multiplies by bytes on a GPU only in one kernel more
-            return {sort: (values < 1 - sort.p).view(torch.uint8) for sort, values in drawn.items()}
-        return {sort: scale(values, 1 - sort.p) for sort, values in drawn.items()}
+            return {kind: (values < 1 - kind.p).view(torch.uint8) for kind, values in drawn.items()}
+        return {kind: scale(values, 1 - kind.p) for kind, values in drawn.items()}
 
-    def put(self, drawn: Mapping[Sort, torch.Tensor]) -> None:
+    def put(self, drawn: Mapping[MaskKind, torch.Tensor]) -> None:
         """Take masks ``[count, trials, texts, ...]`` of several trials' texts, one trial behind the other."""
         self._drawn = drawn
         self._calls.clear()
 
     def next_mask(self, module: nn.Module) -> tuple[torch.Tensor, float]:
         """Return the mask that a module needs now, and what scales the values that it keeps."""
-        sort, index = self.next_site(module)
-        return self._drawn[sort][index], 1 / (1 - sort.p)
+        kind, index = self.next_site(module)
+        return self._drawn[kind][index], 1 / (1 - kind.p)
 
     def drop(self, module: nn.Module, values: torch.Tensor) -> torch.Tensor:
         """Return what is kept of a module's values, ``[trials x texts, ...]``: all, unless it trains."""
@@ -134,11 +134,12 @@ class Masks:
         """Pass a text through the model and note what drops."""
         watched: list[tuple[nn.Module, str]] = []
         for name, module in model.named_modules():
+            attention = str(getattr(vars(module).get("config"), "_attn_implementation", None))
             if isinstance(module, nn.Dropout) and module.p:
                 of_adapters = ".lora_dropout." in name
                 vars(module)["forward"] = partial(self._note, module, module.p, of_adapters)
                 watched.append((module, "forward"))
-            elif str(getattr(vars(module).get("config"), "_attn_implementation", None)).startswith(ATTENTION):
+            elif attention.startswith(DRAWN_AHEAD):
                 vars(module)["note"] = partial(self._note_attention, module)
                 watched.append((module, "note"))
         device = next(model.parameters()).device
@@ -166,9 +167,9 @@ class Masks:
         of_tokens = {3: (1,), 4: (2, 3)}.get(values.ndim, ())
         sizes = enumerate(values.shape[1:], start=1)
         shape = tuple(None if place in of_tokens and size == _TOKENS else size for place, size in sizes)
-        sort = Sort(p, shape, of_adapters)
-        self._sites[module].append((sort, self.counts[sort]))
-        self.counts[sort] += 1
+        kind = MaskKind(p, shape, of_adapters)
+        self._sites[module].append((kind, self.counts[kind]))
+        self.counts[kind] += 1
         return values
 
 

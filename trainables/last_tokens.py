@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from trainables import dropout
 from trainables.attention import attend, attend_as
+from trainables.dropout import DRAWN_AHEAD
 
-ATTENTION = f"{dropout.ATTENTION}_of_read_tokens"
-"""What transformers knows :func:`attend_from_read` by."""
+DRAWN_AHEAD_AT_READ = f"{DRAWN_AHEAD}_of_read_tokens"
+"""The name under which transformers finds attention from the read tokens only."""
 
 DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Architectures, by ``model_type``, whose last block ends with an MLP that is added to its inputs."""
@@ -36,7 +36,7 @@ def narrow_last_block(model: PreTrainedModel) -> None:
     model.register_forward_hook(_forget, always_call=True)
     mlp.register_forward_pre_hook(_narrow)
     if (attention := last_attention(model)) is not None and model.config._attn_implementation == "sdpa":
-        attend_as(attention, ATTENTION)
+        attend_as(attention, DRAWN_AHEAD_AT_READ)
 
 
 def has_last_token_head(model: PreTrainedModel) -> bool:
@@ -136,7 +136,7 @@ def _attention(
     return attend_from_read(module, query, key, value, attention_mask, read, **options), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
+AttentionInterface.register(DRAWN_AHEAD_AT_READ, _attention)
 
 
 def _find(

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model, head_modules
 from trainables.batches import Batch
-from trainables.dropout import Masks, Sort, keep, scale
+from trainables.dropout import MaskKind, Masks, keep, scale
 from trainables.methods.low_rank_layers import LowRankLayer
 from trainables.precision import computing_in
 from trainables.stacked_layers import AdaptedLinear, OwnLinear, StackedAdapters
@@ -49,7 +49,7 @@ class Guest:
     @property
     def kind(self) -> tuple[object, ...]:
         """Guests of one kind can share a pass: the same layers have adapters, of which all or none drop."""
-        drops = any(sort.of_adapters for sort in self.trained.masks.counts)
+        drops = any(kind.of_adapters for kind in self.trained.masks.counts)
         return (*(type(layer) for layer in self.linear.values()), *self.adapted, drops)
 
     def scaling(self, name: str) -> float:
@@ -210,19 +210,19 @@ class SharedBase:
 
     def _draw(self, batches: Sequence[Batch], texts: int, longest: int) -> None:
         """Draw each guest's masks from its own stream, as it does alone."""
-        drawn: dict[Sort, torch.Tensor] = {}
-        kept: dict[Sort, torch.Tensor] = {}
+        drawn: dict[MaskKind, torch.Tensor] = {}
+        kept: dict[MaskKind, torch.Tensor] = {}
         for row, (guest, batch) in enumerate(zip(self._guests, batches, strict=True)):
             stream, own_texts, own_longest = guest.trained.stream, *batch.input_ids.shape
             self._generator.set_state(stream.state[self._device.type])
-            for sort, count in guest.trained.masks.counts.items():
-                key = Sort(0, sort.shape, True) if sort.of_adapters else sort
+            for kind, count in guest.trained.masks.counts.items():
+                key = MaskKind(0, kind.shape, True) if kind.of_adapters else kind
                 if key not in drawn:
-                    sizes = (len(batches), count, texts, *sort.sizes(longest))
+                    sizes = (len(batches), count, texts, *kind.sizes(longest))
                     drawn[key] = torch.zeros(sizes, device=self._device)
                     kept[key] = torch.ones((len(batches), *(1 for _ in sizes[1:])))
-                kept[key][row] = 1 - sort.p
-                place, size = drawn[key][row], (count, own_texts, *sort.sizes(own_longest))
+                kept[key][row] = 1 - kind.p
+                place, size = drawn[key][row], (count, own_texts, *kind.sizes(own_longest))
                 if place.shape == size:
                     place.uniform_(generator=self._generator)
                 else:
@@ -253,8 +253,8 @@ class SharedBase:
         if not self._of_adapters:
             return None
         (dropout,) = self._guests[0].adapted[name].lora_dropout.values()
-        sort, index = self._guests[0].trained.masks.next_site(dropout)
-        mask = self._of_adapters[sort.shape][index]
+        kind, index = self._guests[0].trained.masks.next_site(dropout)
+        mask = self._of_adapters[kind.shape][index]
         return keep(inputs, mask, 1).view(len(self._guests), -1, inputs.shape[-1])
 
     def _find_adapters(self, name: str) -> StackedAdapters:

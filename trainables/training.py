@@ -16,13 +16,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 from trainables.batches import Batch
-from trainables.dropout import Masks
+from trainables.dropout import SHORT_TEXT, Masks
 from trainables.parallel import Group, without_exchange
 from trainables.precision import computing_in
 from trainables.settings import TrainingSettings
-
-SHORT = 128
-"""Tokens of texts so short that attention to all of them needs little memory."""
 
 
 class RandomStream:
@@ -94,7 +91,7 @@ def _attention(batch: Batch) -> AbstractContextManager[None]:
     It has oneDNN prepare anew for each head of each text, which takes many times as long as to multiply.
     """
     device, tokens = batch.input_ids.device.type, batch.input_ids.shape[1]
-    slow = device == "cpu" and tokens <= SHORT and torch.get_float32_matmul_precision() != "highest"
+    slow = device == "cpu" and tokens <= SHORT_TEXT and torch.get_float32_matmul_precision() != "highest"
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
 

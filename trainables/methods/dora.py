@@ -15,10 +15,9 @@ def wrap(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
 
 
 DORA = Method(
-    kind="dora",
     settings=LoraSettings,
     wrap=wrap,
     checkpoint_kind="adapter",
+    # Liu et al. 2024, table 8: LLaMA-7B
     published_default={"rank": 32, "alpha": 64, "learning_rate": 2e-4},
-    source="Liu et al. 2024, table 8: LLaMA-7B",
 )
