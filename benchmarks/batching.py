@@ -33,18 +33,18 @@ Positions = Callable[[NDArray[np.int64], np.random.Generator], list[NDArray[np.i
 
 
 def shuffled(lengths: NDArray[np.int64], generator: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Cut a random order into batches, whatever their lengths."""
+    """Cut a random order into batches, ignoring lengths."""
     order = generator.permutation(len(lengths))
     return [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
 
 
 def bucketed(lengths: NDArray[np.int64], generator: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Draw batches as the product does."""
+    """Draw batches as trials do."""
     return batch_positions(lengths, BATCH_SIZE, generator)
 
 
 def padded(batch: Batch, columns: int, pad_token_id: int) -> Batch:
-    """Pad a batch to so many columns."""
+    """Pad a batch to a number of columns."""
     missing = columns - batch.input_ids.shape[1]
     pad = torch.nn.functional.pad
     return replace(

@@ -44,12 +44,12 @@ def evaluate(
     group: Group = ALONE,
     features: Features | None = None,
 ) -> Scores:
-    """Evaluate a model in eval mode, without gradients; put it back in the mode it was in.
+    """Evaluate a model in eval mode, without gradients; restore its mode.
 
     Arguments:
         model: any sequence classification model.
-        batches: each example of a split once; several ranks share them.
-        labels: [examples] right label indices, in the order of the split.
+        batches: each example of a split once, divided among the ranks.
+        labels: [examples] true label indices, in the order of the split.
         device: where the model is.
         dtype: to compute in.
         group: the ranks that evaluate it together; each gets the scores of the whole split.
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def score(logits: torch.Tensor, labels: NDArray[np.int64]) -> Scores:
-    """Compare logits ``[examples, labels]`` with the right labels ``[examples]``."""
+    """Compare logits ``[examples, labels]`` with the true labels ``[examples]``."""
     loss = cross_entropy(logits, torch.from_numpy(np.array(labels))).item()
     if not math.isfinite(loss):
         raise DivergedError(f"the validation loss became {loss}")
@@ -90,7 +90,7 @@ def score(logits: torch.Tensor, labels: NDArray[np.int64]) -> Scores:
 
 
 def macro_f1(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Return the unweighted mean of F1 = 2TP / (2TP + FP + FN) over the labels that occur on either side."""
+    """Return the unweighted mean of F1 = 2TP / (2TP + FP + FN) over the labels that occur in either array."""
     scores = []
     for label in np.union1d(predictions, labels):
         hits = np.sum((predictions == label) & (labels == label))

@@ -1,4 +1,4 @@
-"""The training between two evaluations of a trial, which whoever drives the trial carries out."""
+"""The training between two evaluations of a trial, which the trial's driver carries out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainables.training import Trained, train_step
 
 @dataclass
 class Stretch:
-    """What is to be trained until a trial's next evaluation, and what has come of it so far."""
+    """The training due before a trial's next evaluation, and its totals so far."""
 
     trained: Trained
     batches: Iterator[Batch]  # one per step, until the evaluation
@@ -29,13 +29,13 @@ class Stretch:
     _loss_sum: torch.Tensor | float = field(default=0.0, repr=False)  # over this rank's examples
 
     def add(self, batch: Batch, loss: torch.Tensor) -> None:
-        """Count a step that was taken on a batch, with its mean loss, a detached scalar."""
+        """Count a step taken on a batch, with its mean loss, a detached scalar."""
         self._loss_sum = self._loss_sum + loss * batch.size
         self.examples += batch.size
         self.tokens += batch.tokens
 
     def mean_loss(self) -> float:
-        """Return the mean loss over the examples; all ranks must ask."""
+        """Return the mean loss over the examples; all ranks must call it."""
         group, device = self.trained.group, self.trained.device
         loss_sum = total(torch.as_tensor(self._loss_sum, device=device), group, device)
         return loss_sum.item() / group.size / self.examples
@@ -46,7 +46,7 @@ Course = Iterator[Stretch | Evaluation]
 
 
 def train(stretch: Stretch) -> None:
-    """Take all steps of a stretch, one after another; ranks of a group take them together."""
+    """Take all steps of a stretch in order; the ranks of a group take them together."""
     watch = Stopwatch(stretch.trained.device)
     with watch.running(), stretch.trained.stream.active():
         for batch in stretch.batches:

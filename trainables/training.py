@@ -23,7 +23,7 @@ from trainables.settings import TrainingSettings
 
 
 class RandomStream:
-    """A torch random state of its own, so that nothing that runs before or between changes its numbers."""
+    """A torch random state of its own: nothing that runs before or in between changes its numbers."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
@@ -49,7 +49,7 @@ class RandomStream:
 
 @contextmanager
 def keep_random_state(device: torch.device) -> Iterator[None]:
-    """Leave torch's own random state after the block as it was before."""
+    """Restore torch's own random state after the block."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
@@ -86,9 +86,9 @@ def forward(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _attention(batch: Batch) -> AbstractContextManager[None]:
-    """Keep PyTorch from its fused attention on a CPU where that multiplies small matrices in bfloat16.
+    """Avoid PyTorch's fused attention on a CPU where that multiplies small matrices in bfloat16.
 
-    It has oneDNN prepare anew for each head of each text, which takes many times as long as to multiply.
+    It makes oneDNN prepare again for each head of each text, which takes many times as long as multiplying.
     """
     device, tokens = batch.input_ids.device.type, batch.input_ids.shape[1]
     slow = device == "cpu" and tokens <= SHORT_TEXT and torch.get_float32_matmul_precision() != "highest"
@@ -100,8 +100,8 @@ def train_step(
 ) -> torch.Tensor:
     """Take one optimizer step on a batch; return its weighted mean loss, a detached scalar.
 
-    Dropout draws from torch's current random state. A batch that goes through the model in parts has their
-    gradients added up.
+    Dropout draws from torch's current random state. Where a batch goes through the model in parts, their
+    gradients add up to the batch's.
     """
     batch = batch.to(trained.device)
     parts = settings.parts(math.ceil(batch.size / trained.group.size))  # the same on every rank
@@ -122,7 +122,7 @@ def train_step(
 
 
 def cut(batch: Batch, count: int, masks: Masks) -> Iterator[Batch]:
-    """Yield a batch's parts, each when the model is to see it, and cut the masks of the whole alike."""
+    """Yield a batch's parts, each with its own part of the masks drawn for the whole batch."""
     if count == 1:
         yield batch
         return
@@ -134,5 +134,5 @@ def cut(batch: Batch, count: int, masks: Masks) -> Iterator[Batch]:
 
 
 def mean_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return the mean cross-entropy of logits ``[examples, labels]``, as a batch weighs it: a scalar."""
+    """Return the mean cross-entropy of logits ``[examples, labels]``, times the batch's weight: a scalar."""
     return cross_entropy(logits, batch.labels) * batch.weight

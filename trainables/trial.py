@@ -1,4 +1,4 @@
-"""One trial as a generator of evaluations. Whoever drives it decides what happens between two of them."""
+"""One trial as a generator of evaluations. Its driver decides what happens between two of them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,13 @@ from trainables.training import RandomStream, Trained, make_optimizer
 CPU = torch.device("cpu")
 
 MOST_TOKENS = {"cpu": 1024, "cuda": 4096}
-"""Of an evaluation batch, at most, by device.
+"""The most tokens of an evaluation batch, by device.
 
-Of more, what one layer hands to the next leaves a CPU's cache, and an evaluation takes more of a GPU's memory
-than training does.
+With more, activations no longer fit a CPU's cache, and an evaluation takes more GPU memory than training.
 """
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What stands in the plain errors of PyTorch's allocator on a CPU, of CUDA itself and of its libraries."""
+"""Text in the plain errors of PyTorch's CPU allocator, of CUDA itself and of its libraries."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a method makes of the base model."""
+    """The size of the model that a method makes of the base."""
 
     trainable_parameters: int
     total_parameters: int
@@ -76,15 +75,13 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class TrialInputs:
-    """What a trial is run with."""
+    """What a trial is run with; a ``test`` split needs a ``checkpoint_directory``."""
 
     spec: TrialSpec
     data: TokenizedData  # train and validation splits; the test split is not among them
     base: BaseModel  # shared weights
     checkpoint_directory: Path | None = None  # keeps the best checkpoint so far; None keeps none
-    test: TokenizedSplit | None = (
-        None  # judges the best checkpoint once, after the last step; needs a directory
-    )
+    test: TokenizedSplit | None = None  # judges the best checkpoint once, after the last step
     state: TrialState | None = None  # where to go on from, and what the caller may save between evaluations
     group: Group = ALONE  # processes that train the trial together, in step; each batch is split between them
     device: torch.device = CPU  # cuda is the process's current GPU
@@ -245,7 +242,7 @@ def _make_evaluation(
 def set_up(
     spec: TrialSpec, base: BaseModel, total_steps: int, device: torch.device, group: Group, longest: int
 ) -> tuple[Trained, ModelSummary]:
-    """Build what a trial trains on texts of ``longest`` tokens at most, and say how large its model is."""
+    """Build what a trial trains, on texts of at most ``longest`` tokens, and measure its model."""
     stream = RandomStream(spec.seed, device)
     with stream.active():
         model = wrap_base(base, spec.kind, spec.settings, spec.seed)
@@ -253,7 +250,7 @@ def set_up(
         whole = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(whole, PreTrainedModel)
         recompute_activations(whole)
-    if group.rank > 0:  # other dropout for its share of a batch
+    if group.rank > 0:  # each rank's share of a batch has dropout of its own
         stream = RandomStream(spec.seed + group.rank, device)
     summary = ModelSummary(*count_parameters(model), model_bytes(model))
     stepped = spread(model, group, device, spec.training.micro_batch_size is not None)
@@ -266,7 +263,7 @@ def set_up(
 def evaluation_batches(
     split: TokenizedSplit, pad_token_id: int, settings: TrainingSettings, device: torch.device, group: Group
 ) -> Iterator[Batch]:
-    """Yield the batches of an evaluation, each of no more tokens than are good for the device."""
+    """Yield the batches of an evaluation, each of at most :data:`MOST_TOKENS` for the device."""
     most = MOST_TOKENS[device.type]
     return batches(split, settings.evaluation_batch_size, pad_token_id, group, most)
 
@@ -277,9 +274,8 @@ def judge(inputs: TrialInputs, trained: Trained) -> TestOutcome:
     assert test is not None
     assert directory is not None, "the best checkpoint is no longer in memory"
     watch = Stopwatch(inputs.device)
-    total(
-        torch.zeros(1), inputs.group, inputs.device
-    )  # no rank reads before rank 0 has written the checkpoint
+    # Wait for all ranks: none may read the checkpoint before rank 0 has written it.
+    total(torch.zeros(1), inputs.group, inputs.device)
     if inputs.elsewhere:
         inputs.elsewhere.get(directory)
     with watch.running():
@@ -307,7 +303,7 @@ def wrap_base(base: BaseModel, kind: str, settings: MethodSettings, seed: int) -
 
 
 def describe(base: BaseModel, kind: str, settings: MethodSettings) -> ModelSummary:
-    """Say how large a trial's model will be, by building it."""
+    """Measure a trial's model by building it."""
     model = wrap_base(base, kind, settings, seed=0)
     return ModelSummary(*count_parameters(model), model_bytes(model))
 
@@ -323,7 +319,7 @@ def failure_status(error: Exception) -> str:
 
 
 def evaluation_steps(total_steps: int, evaluations: int) -> list[int]:
-    """Spread evaluations evenly; the last comes after the last step. Fewer steps make fewer evaluations."""
+    """Spread evaluations evenly, the last one after the last step; if steps are fewer, one after each."""
     steps = [round(number * total_steps / evaluations) for number in range(1, evaluations + 1)]
     return [step for step in dict.fromkeys(steps) if step > 0]
 

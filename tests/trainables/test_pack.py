@@ -250,8 +250,8 @@ def opt() -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (bloom, "with others its logits are off by"),
-        (opt, "what it drops of each text cannot be drawn ahead"),
+        (bloom, "in a shared pass its logits are off by"),
+        (opt, "its dropout masks cannot be drawn ahead"),
     ],
 )
 def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
@@ -277,7 +277,7 @@ def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"gradient_checkpointing": True}, "it computes activations again in the backward pass"),
+        ({"gradient_checkpointing": True}, "it recomputes activations in the backward pass"),
         ({"micro_batch_size": 3}, "its batches go through the model in parts"),
     ],
 )

@@ -10,7 +10,7 @@ from trainables.methods.method import Method
 
 
 def wrap(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
-    """Attach DoRA adapters, which learn each weight's direction and magnitude apart."""
+    """Attach DoRA adapters, which learn each weight's direction and magnitude separately."""
     return wrap_low_rank(model, settings, use_dora=True)
 
 
