@@ -22,9 +22,10 @@ from trainables.base_model import load_base, load_tokenizer
 from trainables.batches import Batch, batch_positions, make_batch
 from trainables.data import TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
+from trainables.parallel import ALONE
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.training import make_optimizer, train_step
-from trainables.trial import wrap_base
+from trainables.stretch import Stretch, train
+from trainables.trial import CPU, TrialSpec, set_up
 
 BATCH_SIZE = 16
 
@@ -32,18 +33,18 @@ Positions = Callable[[NDArray[np.int64], np.random.Generator], list[NDArray[np.i
 
 
 def shuffled(lengths: NDArray[np.int64], generator: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Cut a random order into batches, whatever their lengths."""
+    """Cut a random order into batches, ignoring lengths."""
     order = generator.permutation(len(lengths))
     return [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
 
 
 def bucketed(lengths: NDArray[np.int64], generator: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Draw batches as the product does."""
+    """Draw batches as trials do."""
     return batch_positions(lengths, BATCH_SIZE, generator)
 
 
 def padded(batch: Batch, columns: int, pad_token_id: int) -> Batch:
-    """Pad a batch to so many columns."""
+    """Pad a batch to a number of columns."""
     missing = columns - batch.input_ids.shape[1]
     pad = torch.nn.functional.pad
     return replace(
@@ -57,7 +58,7 @@ def make_batches(
     split: TokenizedSplit, positions: Positions, fixed: int | None, pad_token_id: int, seed: int
 ) -> Iterator[Batch]:
     """Yield an epoch's batches."""
-    for chosen in positions(np.diff(split.offsets), np.random.default_rng(seed)):
+    for chosen in positions(split.lengths, np.random.default_rng(seed)):
         batch = make_batch(split, chosen, pad_token_id)
         yield padded(batch, fixed, pad_token_id) if fixed else batch
 
@@ -87,10 +88,10 @@ def main() -> None:
     model_settings = ModelSettings(path=options.model)
     data, _ = load_data(read_data(settings, 0), load_tokenizer(model_settings), options.max_length)
     base = load_base(model_settings, data.labels, data.pad_token_id)
-    kind = METHODS[options.method]
-    model = wrap_base(base, kind.kind, kind.settings(), seed=0).train()
     training = TrainingSettings(learning_rate=1e-4, batch_size=BATCH_SIZE)
-    optimizer, schedule = make_optimizer(model, training, 10**6)
+    method = options.method
+    spec = TrialSpec(method, method, method, 0, METHODS[method].settings(), training)
+    trained, _ = set_up(spec, base, 10**6, CPU, ALONE, options.max_length)
     ways: dict[str, tuple[Positions, int | None]] = {
         f"fixed padding to {options.max_length}": (shuffled, options.max_length),
         "padding to the batch's longest": (shuffled, None),
@@ -103,8 +104,7 @@ def main() -> None:
                 islice(make_batches(data.train, positions, fixed, data.pad_token_id, seed), options.steps)
             )
             started = time.perf_counter()
-            for batch in epoch:
-                train_step(model, batch, optimizer, schedule, 1.0)
+            train(Stretch(trained, iter(epoch), training, torch.float32))
             seconds = time.perf_counter() - started
             if seed:  # the first round warms up
                 speeds[name].append(sum(len(batch.positions) for batch in epoch) / seconds)

@@ -5,9 +5,9 @@
 
 Makes GPT-2 by configuration, with random weights, and examples of 64 random tokens: nothing is downloaded,
 and accuracies mean nothing. Every trial runs in a process of its own. It takes a few steps to warm up, which
-count for its memory and not for its speed, then those that are timed; it is evaluated on one batch after
-either. Writes a table to benchmarks/results/gpt2.md, or to the file named. On a CPU, the 774M take 16 GB and
-more for full fine-tuning; --methods leaves it out.
+count for its memory but not its speed, then the timed ones; it is evaluated on one batch after each half.
+Writes a table to benchmarks/results/gpt2.md, or to --out. On a CPU, full fine-tuning of the 774M takes 16 GB
+and more; --methods can leave it out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainables.base_model import load_base
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.methods import METHODS
 from trainables.settings import ModelSettings, TrainingSettings
-from trainables.trial import TrialSpec, failure_status, run_trial
+from trainables.trial import TrialInputs, TrialSpec, failure_status, run_trial
 
 SIZES = {
     "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12},
@@ -85,7 +85,8 @@ def measure(job: Job) -> list[str]:
         job.kind, job.kind, job.kind, 0, method.settings(**own), training, threads=os.cpu_count() or 1
     )
     with tempfile.TemporaryDirectory() as directory:
-        trial = run_trial(spec, data, base, Path(directory) / "best", device=torch.device(job.device))
+        best, device = Path(directory) / "best", torch.device(job.device)
+        trial = run_trial(TrialInputs(spec, data, base, best, device=device))
         try:
             warm, last = trial
         except Exception as error:

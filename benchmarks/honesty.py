@@ -2,11 +2,11 @@
 
     python -m benchmarks.honesty --simulations 1000
 
-Each simulated experiment has two methods, some seeds and some test examples. An example is labelled right
-when a latent score passes a threshold; the score is the sum of the example's difficulty, what the
-method makes of this example, what the method's seed was worth, and what is particular to seed and example.
-Prints, for intervals as the product makes them and for the plain percentile bootstrap, how often they
-cover the true difference of 0 (95% asked), and so how often two copies of one method are told apart.
+Each simulated experiment has two methods, some seeds and some test examples. An example is labelled correctly
+when a latent score passes a threshold; the score is the sum of the example's difficulty and of effects of the
+method on the example, of the method's seed, and of seed and example together. Prints, for the intervals of
+results.analysis and for the plain percentile bootstrap, how often they cover the true difference of 0 (95%
+asked), and so how often two copies of one method are told apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from results.analysis.bootstrap import Floats, Sample, estimate, resample
 
 @dataclass(frozen=True)
 class World:
-    """Where experiments are drawn from. Spreads are standard deviations of the latent score."""
+    """A distribution of experiments. Spreads are standard deviations of the latent score."""
 
     seeds: int
     examples: int
@@ -32,7 +32,7 @@ class World:
     noise: float = 0.6  # scale of what is particular to seed and example (logistic)
 
     def threshold(self, accuracy: float) -> float:
-        """Return the latent score that a method of this accuracy passes so often."""
+        """Return the threshold that scores pass at this rate."""
         generator, count = np.random.default_rng(1), 1_000_000
         scores = generator.normal(
             0, np.hypot(np.hypot(self.example_spread, self.method_spread), self.seed_spread), count
@@ -40,7 +40,7 @@ class World:
         return float(np.quantile(scores + generator.logistic(0, self.noise, count), 1 - accuracy))
 
     def draw(self, generator: np.random.Generator, thresholds: list[float]) -> list[Floats]:
-        """Draw one experiment: for each method whether it is right, [seeds, examples], 0 or 1."""
+        """Draw one experiment: for each method whether it is correct, [seeds, examples], 0 or 1."""
         difficulty = generator.normal(0, self.example_spread, self.examples)
         return [
             (

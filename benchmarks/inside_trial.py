@@ -2,7 +2,7 @@
 
 Examples per second of training, 1 thread or a GPU, of a GPT-2 on SST-2: our loop, the HF Trainer as one
 writes it (``DataCollatorWithPadding``, batches of any lengths), and the HF Trainer on exactly our batches,
-which tells what the batches give from what the loop gives. All three train the same examples in batches of
+which separates the gain of the batches from that of the loop. All three train the same examples in batches of
 the same size, in turns, so that a noisy machine is noisy for all; the first two steps are not timed::
 
     python -m benchmarks.inside_trial --out benchmarks/results/inside_trial.md
@@ -49,21 +49,20 @@ from trainables.measure import synchronize
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.state import Trained
-from trainables.training import train_step
+from trainables.training import Trained, train_step
 from trainables.trial import CPU, TrialSpec, set_up
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCH_SIZE, SEED = 16, 1
 WARM_UP = 2
-"""Steps of an epoch that are not timed: the first ones allocate what later ones find."""
+"""Steps of an epoch that are not timed: the first ones allocate what later ones reuse."""
 OURS, PLAIN, SAME = "our loop", "Trainer", "Trainer, our batches"
 TRAINING = TrainingSettings(learning_rate=3e-4, batch_size=BATCH_SIZE)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all three train on."""
+    """What all three loops train on."""
 
     data: TokenizedData
     tokenizer: PreTrainedTokenizerBase
@@ -72,17 +71,17 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Steps of an epoch."""
         return len(self.data.train) // BATCH_SIZE
 
     @property
     def timed_examples(self) -> int:
-        """Of an epoch."""
+        """Timed examples of an epoch."""
         return (self.steps - WARM_UP) * BATCH_SIZE
 
 
 def our_seconds(task: Task, kind: str) -> float:
-    """Train an epoch as a trial does, and return the seconds of the steps that count."""
+    """Train an epoch as a trial does; return the seconds of the timed steps."""
     spec = TrialSpec(kind, kind, kind, SEED, METHODS[kind].settings(), TRAINING)
     trained, _ = set_up(spec, task.base, 10 * task.steps, task.device, ALONE, task.data.train.longest)
     data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
@@ -95,23 +94,17 @@ def our_seconds(task: Task, kind: str) -> float:
 
 
 def take_steps(trained: Trained, batches: Iterable[Batch]) -> int:
-    """Take a step on each batch, as a trial does, and return how many examples they had."""
+    """Take a step on each batch, as a trial does; return the number of examples."""
     examples = 0
     with trained.stream.active():
         for batch in batches:
-            train_step(
-                trained.stepped,
-                batch.to(trained.device),
-                trained.optimizer,
-                trained.schedule,
-                TRAINING.max_gradient_norm,
-            )
+            train_step(trained, batch, TRAINING, torch.float32)
             examples += batch.size
     return examples
 
 
 class GivenBatches(Trainer):
-    """The HF Trainer on batches that are given as rows of its data."""
+    """The HF Trainer on batches given as row numbers of its data."""
 
     rows: list[list[int]]
 
@@ -121,7 +114,7 @@ class GivenBatches(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Times the steps of an epoch that count: what comes before them and after is not training."""
+    """Time the timed steps of an epoch only: what comes before and after them is not training."""
 
     started = seconds = 0.0
 
@@ -136,7 +129,7 @@ class Watch(TrainerCallback):
 
 
 def plain_model(task: Task, kind: str) -> nn.Module:
-    """Load and wrap a model as one does with the same libraries; see ``plain_tune.py``."""
+    """Load and wrap a model the usual way with the same libraries; see ``plain_tune.py``."""
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
     )
@@ -169,14 +162,14 @@ def plain_model(task: Task, kind: str) -> nn.Module:
 
 
 def rows(split: TokenizedSplit) -> Iterator[dict[str, Any]]:
-    """Yield examples as a tokenized data set has them."""
+    """Yield examples in the form of a tokenized data set."""
     for start, end, label in zip(split.offsets, split.offsets[1:], split.labels, strict=False):
         ids = split.tokens[start:end].tolist()
         yield {"input_ids": ids, "attention_mask": [1] * len(ids), "label": int(label)}
 
 
 def trainer_seconds(task: Task, kind: str, batches: list[list[int]] | None) -> float:
-    """Train an epoch with the HF Trainer, on batches that are given or its own; return what counts of it."""
+    """Train an epoch with the HF Trainer, on given batches or its own; return the timed seconds."""
     watch = Watch()
     with TemporaryDirectory() as directory:
         common: dict[str, Any] = {
@@ -209,14 +202,14 @@ def trainer_seconds(task: Task, kind: str, batches: list[list[int]] | None) -> f
 
 def our_batches(task: Task) -> list[list[int]]:
     """Return the rows of a trial's first epoch of batches."""
-    lengths = np.diff(task.data.train.offsets)
-    return [cut.tolist() for cut in batch_positions(lengths, BATCH_SIZE, np.random.default_rng(SEED))]
+    cut = batch_positions(task.data.train.lengths, BATCH_SIZE, np.random.default_rng(SEED))
+    return [positions.tolist() for positions in cut]
 
 
 def flops_per_example(task: Task, kind: str) -> float:
     """Count the floating-point operations of an epoch's forward and backward passes, per example.
 
-    Those of matrix products and attention, as they are really executed, recomputation and padding included.
+    Those of matrix products and attention as executed, recomputation and padding included.
     """
     attention = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
@@ -267,7 +260,7 @@ class Found:
 
     @property
     def speed(self) -> float:
-        """Of our loop."""
+        """Examples per second of our loop."""
         return statistics.median(self.speeds[OURS])
 
     def ratios(self, way: str) -> list[float]:
@@ -276,7 +269,7 @@ class Found:
 
 
 def measure(task: Task, kind: str, pairs: int) -> Found:
-    """Measure one method, each way in turn; a first round warms up."""
+    """Measure one method, each way in turn, after a first round to warm up."""
     batches = our_batches(task)
     speeds: dict[str, list[float]] = {OURS: [], PLAIN: [], SAME: []}
     for number in range(pairs + 1):
@@ -292,7 +285,7 @@ def measure(task: Task, kind: str, pairs: int) -> Found:
 
 
 def report(found: list[Found], rate: float, task: Task, pairs: int) -> str:
-    """Write what came out as Markdown."""
+    """Write the results as Markdown."""
     is_cpu = task.device.type == "cpu"
     where = "1 thread" if is_cpu else torch.cuda.get_device_name(task.device)
     who = "One thread" if is_cpu else "The GPU"

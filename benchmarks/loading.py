@@ -3,8 +3,8 @@
     python -m benchmarks.loading
 
 Writes a run directory of 10,000 trials with 1,000,000 evaluations, then loads it in fresh processes, so that
-nothing is warm but the disk cache, and prints the seconds of ``results.load``, its imports included, and
-the peak memory of the process.
+only the disk cache is warm, and prints the seconds of ``results.load``, its imports included, and the peak
+memory of the process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def fill(schema: pa.Schema, rows: int, columns: Mapping[str, Any]) -> pa.Table:
-    """Make a table: the columns given, and plausible values in all others."""
+    """Make a table of the given columns, with plausible values in all others."""
     generator = np.random.default_rng(0)
     values = {
         pa.string(): lambda: pa.array(["some text, as long as most are"] * rows),
@@ -55,7 +55,7 @@ def fill(schema: pa.Schema, rows: int, columns: Mapping[str, Any]) -> pa.Table:
 
 
 def write_run(directory: Path, trials: int, evaluations: int) -> None:
-    """Write a run directory of so many trials with so many evaluations each."""
+    """Write a run directory of ``trials`` trials with ``evaluations`` evaluations each."""
     methods = [METHODS[number % len(METHODS)] for number in range(trials)]
     ids = [f"{method}-{number // len(METHODS):05d}" for number, method in enumerate(methods)]
     identity = {

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran, for the head of its results."""
+"""The machine and versions a benchmark ran with, for the head of its results."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
     python -m benchmarks.one_more_trial --out benchmarks/results/one_more_trial.md
 
 GPT-2 124M by configuration, with random weights, in Ray's object store; batches of 16 examples of 32 random
-tokens; one thread. Private bytes are what would be free if the process ended (Linux USS): pages of the object
-store, which all workers of a node share, are not among them. Each method gets a process of its own, which has
-imported everything and trained nothing.
+tokens; one thread. Private bytes are what would be freed if the process ended (Linux USS): pages of the
+object store, which all workers of a node share, are not among them. Each method gets a process of its own,
+which has imported everything and trained nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from trainables.measure import give_back_memory
 from trainables.methods import METHODS
 from trainables.quantization import with_quantized
 from trainables.settings import ModelSettings, TrainingSettings
-from trainables.trial import TrialSpec, run_trial
+from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 LABELS = ("negative", "positive")
 EXAMPLES, BATCH_SIZE, LENGTH, PERIOD = 128, 16, 32, 0.02
 SAVINGS: tuple[dict[str, Any], ...] = ({}, {"micro_batch_size": 4}, {"gradient_checkpointing": True})
-"""Settings that take less memory, and none of them."""
+"""Settings that save memory, and none."""
 
 MB = 1_000_000
 
@@ -48,7 +48,7 @@ class Worker:
     """The process of a trial."""
 
     def process(self) -> int:
-        """Return its id, everything being imported."""
+        """Return its id, once everything is imported."""
         return os.getpid()
 
     def train(
@@ -67,7 +67,7 @@ class Worker:
         )
         spec = TrialSpec(kind, kind, kind, 0, method.settings(**own), training)
         with tempfile.TemporaryDirectory() as directory:
-            *_, last = run_trial(spec, data, base, Path(directory) / "best")
+            *_, last = run_trial(TrialInputs(spec, data, base, Path(directory) / "best"))
         give_back_memory()  # as a worker does between two trials
         return last.model_bytes, last.train_seconds / last.step
 
@@ -84,7 +84,7 @@ def random_split(examples: int) -> TokenizedSplit:
 
 
 def private_bytes(process: psutil.Process) -> int:
-    """Return what only this process has in memory."""
+    """Return the memory that only this process has."""
     return int(process.memory_full_info().uss)
 
 
@@ -129,7 +129,7 @@ def main() -> None:
         base = ray.put(with_quantized(load_base(ModelSettings(path=directory), LABELS, padding)))
     data = TokenizedData(random_split(EXAMPLES), random_split(BATCH_SIZE), LABELS, padding, "random", {})
     trials = [(kind, saving) for saving in SAVINGS for kind in options.methods]
-    # The base of a head keeps no activations that would be computed again.
+    # The base of a head keeps no activations that could be recomputed.
     trials = [trial for trial in trials if trial != ("head", {"gradient_checkpointing": True})]
     rows = [measure(kind, saving, base, ray.put(data)) for kind, saving in trials]
     ray.shutdown()
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def report(rows: Sequence[Sequence[str]]) -> str:
-    """Write what came out as Markdown."""
+    """Write the results as Markdown."""
     lines = [
         "# Memory of one more trial",
         "",

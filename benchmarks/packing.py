@@ -1,4 +1,4 @@
-"""What it saves to train trials in one pass through their base, against one after another in one process.
+"""What training trials in one pass through their base saves, against one after another in one process.
 
     python -m benchmarks.packing --model DIRECTORY --train train.tsv     # a model and sentences
     python -m benchmarks.packing --model embedded                        # the built-in ones
@@ -8,11 +8,11 @@
 LoRA trials of mixed ranks and learning rates, batches of 16. In each round the trials of a pack take some
 steps one after another, then as many together, so that a noisy machine is noisy for both; medians are over
 the rounds' ratios. With ``--gpt2`` weights are random, and each example has 32 random tokens. With
-``--processes`` as many processes train a trial each at the same time, as trials do that share a GPU by
-fractions of it.
+``--processes``, that many processes train a trial each at the same time, like trials that share a GPU by
+fractions.
 
 Operators are those that PyTorch's profiler counts on the CPU, without views and allocations; on a GPU each
-would start a kernel, and there the kernels are counted.
+would launch a kernel, and there kernels are counted.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ NO_KERNEL = frozenset(
         " is_nonzero"
     ).split()
 )
-"""Operators that only look at memory in another way, or take it."""
+"""Operators that only view memory differently, or allocate it."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What trials train on."""
+    """Inputs of trials."""
 
     name: str
     base: BaseModel
@@ -74,7 +74,7 @@ class Inputs:
 
 
 def make_inputs(options: argparse.Namespace) -> Inputs:
-    """Make what the options say."""
+    """Make the inputs that the options ask for."""
     return random_inputs(options) if options.gpt2 else real_inputs(options)
 
 
@@ -110,7 +110,7 @@ def random_inputs(options: argparse.Namespace) -> Inputs:
 
 
 def begin(inputs: Inputs, number: int) -> Stretch:
-    """Set a trial up that could train for ever."""
+    """Set up a trial with endless batches."""
     settings = METHODS["lora"].settings(rank=RANKS[number % len(RANKS)], dropout=0.05)
     training = TrainingSettings(learning_rate=1e-3 / (number + 1), batch_size=BATCH_SIZE)
     spec = TrialSpec(f"lora-{number}", "lora", "lora", number, settings, training)
@@ -146,7 +146,7 @@ def make_pack(inputs: Inputs, size: int) -> Pack:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out for one size of pack."""
+    """The results of one size of pack."""
 
     size: int
     apart: list[float]  # examples per second, of each round
@@ -156,7 +156,7 @@ class Measured:
 
 
 def measure(inputs: Inputs, size: int, steps: int, rounds: int) -> Measured:
-    """Train as many trials both ways, in turns."""
+    """Train ``size`` trials both ways, in turns."""
     alone = [begin(inputs, number) for number in range(size)]
     pack = make_pack(inputs, size)
     apart(alone, 1)
@@ -182,7 +182,7 @@ def measure(inputs: Inputs, size: int, steps: int, rounds: int) -> Measured:
 
 
 def train_beside_others(options: argparse.Namespace, number: int, barrier: Barrier) -> None:
-    """Train a trial in this process, in each round in which its turn comes."""
+    """Train a trial in this process, in each round that includes it."""
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision(options.float32_matmul)
     inputs = make_inputs(options)
@@ -203,7 +203,7 @@ def turns(options: argparse.Namespace) -> list[int]:
 
 
 def at_once(options: argparse.Namespace) -> dict[int, float]:
-    """Return the examples per second that so many processes have together, medians of the rounds."""
+    """Return the examples per second of each number of processes together, medians of the rounds."""
     context = get_context("spawn")
     most = max(options.processes)
     barrier = context.Barrier(most + 1)
@@ -226,7 +226,7 @@ def at_once(options: argparse.Namespace) -> dict[int, float]:
 
 
 def operators(profiler: profile, device: torch.device) -> int:
-    """Count the operators, or on a GPU the kernels, that were run."""
+    """Count the operators that ran, or on a GPU the kernels."""
     if device.type == "cuda":
         return sum("LaunchKernel" in event.name for event in profiler.events())
     return sum(
@@ -238,7 +238,7 @@ def operators(profiler: profile, device: torch.device) -> int:
 def report(
     inputs: Inputs, found: Sequence[Measured], processes: dict[int, float], options: argparse.Namespace
 ) -> str:
-    """Write what came out as Markdown."""
+    """Write the results as Markdown."""
     on_gpu = inputs.device.type == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"{options.threads} thread"
     lines = [

@@ -1,4 +1,4 @@
-"""The comparison as one writes it with the same libraries and nothing else: the peer that ours races.
+"""The comparison written plainly with the same libraries and nothing else: the peer that we race.
 
 One Ray Tune experiment per method; OptunaSearch and ASHA; an actor per trial; inside it the HF Trainer, PEFT
 and ``DataCollatorWithPadding``. Search spaces, budgets, seeds, slots, evaluations and checkpoints are those
@@ -45,7 +45,7 @@ def read(file: str, columns: list[str], count: int | None = None) -> dict[str, l
 def train(config: dict[str, Any], task: dict[str, Any]) -> None:
     """Train one trial and report every evaluation: a Ray Tune function trainable.
 
-    It is given plain values, so that its process imports nothing of ours, which would make it start faster.
+    It gets plain values, so that its process imports nothing of ours, which would make it start faster.
     """
     import torch
     from datasets import Dataset
@@ -158,7 +158,7 @@ def train(config: dict[str, Any], task: dict[str, Any]) -> None:
 
 
 def plain_task(experiment: Experiment, method: str) -> dict[str, Any]:
-    """Say in plain values what all trials of a method have in common."""
+    """Return what all trials of a method have in common, as plain values."""
     spec = experiment.trial_spec(Assignment(method, 0, experiment.first_trial(method)))
     return {
         "kind": spec.kind,

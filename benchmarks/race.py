@@ -6,8 +6,8 @@ so that both train trials of the same hyperparameters; ASHA stops them in both::
     python -m benchmarks.race --pairs 3 --out benchmarks/results/race.md
 
 Trials are short unless ``--epochs`` and ``--evaluations`` say otherwise, so that three pairs take minutes.
-What the peer spends on every trial, and we spend once, then weighs more than in long trials. It needs the
-real data and models in ``../shared``.
+What the peer spends on every trial, and we spend once, then weighs more than in long trials. Needs the real
+data and models in ``../shared``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from results import load
 SHARED = Path(__file__).parents[2] / "shared"
 SLOTS = 2
 VALIDATION = 872
-"""Sentences that evaluations are made on: SST-2's own."""
+"""Validation sentences: SST-2's own."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def race(directory: Path, size: Size) -> Race:
 
 
 def report(races: list[Race], size: Size) -> str:
-    """Write what came out as Markdown."""
+    """Write the results as Markdown."""
     ratios = [one.plain / one.ours for one in races]
     ours = pd.concat([one.our_best for one in races], axis=1).mean(axis=1)
     plain = pd.concat([one.plain_best for one in races], axis=1).mean(axis=1)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.reports
 
-Two slots, five methods, trials of 50 evaluations that take no time, against as many of 3: what the former
-cost more is what reports cost. The driver's time is its CPU seconds, all threads included, and the seconds
+Two slots, five methods, trials of 50 evaluations that take no time, against as many trials of 3: the
+difference is what reports cost. The driver's time is its CPU seconds, all threads included, and the seconds
 it waits for the disk when it journals.
 """
 
@@ -46,7 +46,7 @@ class LongInputs(SleepingInputs):
 
 
 class ShortInputs(SleepingInputs):
-    """Inputs of trials that report seldom."""
+    """Inputs of trials that report rarely."""
 
     @property
     def trainable(self) -> type[tune.Trainable]:
@@ -91,7 +91,7 @@ def measure(trials: int, evaluations: int) -> Cost:
         nothing = ray.put(None)
         inputs = kind(experiment, directory, nothing, nothing, nothing)
         provenance = Provenance("", "none", "", {}, None, {}, ())
-        # A person at a terminal sees the table, which costs more than plain lines.
+        # As for a person at a terminal: the table costs more than plain lines.
         with Display(Console(file=terminal, force_terminal=True), experiment) as display:
             recorder = Recorder(experiment, provenance, directory, [display], print)
             before = cpu_seconds()
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def report(found: list[list[float]], trials: int) -> str:
-    """Write what came out as Markdown."""
+    """Write the results as Markdown."""
     names = (
         "CPU, all threads, of one more report",
         "waiting for the disk, of one more report",

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale --trials 100 500 1000 2000
 
-A search as the product makes it (studies, brackets, journal, snapshots, live display, Tune), on a cluster of
-simulated nodes, with trials that sleep for a second and report three evaluations. Each size is a driver
+A search as in a real run (studies, brackets, journal, snapshots, live display, Tune), on a cluster of
+simulated nodes, with trials that sleep for a second and report three evaluations. Each size has a driver
 process of its own, on one cluster. Prints the driver's CPU seconds per trial, early and late in each run.
 """
 
@@ -37,7 +37,7 @@ from orchestrator.worker import Inputs
 from results import load
 
 WINDOW = 0.2
-"""Share of a search's trials over which the cost of one is averaged, early and late."""
+"""Share of a search's trials over which the cost of one trial is averaged, early and late."""
 
 
 class SleepingInputs(Inputs):
@@ -49,7 +49,7 @@ class SleepingInputs(Inputs):
 
 
 class Meter:
-    """Pass changes on to the display, and note the driver's CPU seconds as trials end."""
+    """Pass changes on to the display, and record the driver's CPU seconds as trials end."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
@@ -100,13 +100,13 @@ def measure(trials: int, slots: int, profile: Path | None) -> Measured:
         )
         directory = experiment.run_directory
         directory.mkdir()
-        # Not as a run joins a cluster: simulated nodes share one copy of its code, and each removes it.
+        # Not the way a run joins a cluster: simulated nodes share one copy of its code, and each removes it.
         ray.init(os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
         nothing = ray.put(None)
         inputs = SleepingInputs(experiment, directory, nothing, nothing, nothing)
         provenance = Provenance("", "none", "", {}, None, {}, ())
         before = peak_mib()
-        # A person at a terminal sees the table, which costs more than plain lines.
+        # As for a person at a terminal: the table costs more than plain lines.
         with Display(Console(file=terminal, force_terminal=True), experiment) as display:
             meter = Meter(display)
             recorder = Recorder(experiment, provenance, directory, [meter], print)
@@ -150,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     slots = options.nodes * options.slots
     with tempfile.TemporaryDirectory(prefix="scale-") as temporary:
-        # A directory of its own, so that no other program takes this cluster for its own.
+        # A directory of its own, so that no other program joins this cluster.
         os.environ["RAY_TMPDIR"] = temporary
         os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
         started = time.monotonic()

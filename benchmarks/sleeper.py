@@ -1,4 +1,4 @@
-"""A stand-in for the worker of benchmarks.scale and benchmarks.reports: it sleeps where a trial would train.
+"""A stand-in for the worker in benchmarks.scale and benchmarks.reports: it sleeps where a trial would train.
 
 It imports neither torch nor the orchestrator: forty workers that did would not fit in memory.
 """
@@ -20,14 +20,14 @@ EVALUATIONS = 3
 
 
 def make_evaluation(fields: dict[str, Any]) -> Evaluation:
-    """Make the evaluation in the driver, where its class is loaded already."""
+    """Make the evaluation in the driver, where its class is already loaded."""
     from trainables.trial import Evaluation
 
     return Evaluation(**fields)
 
 
 class Point:
-    """What a worker sends: it becomes an ``Evaluation`` where it is received."""
+    """What a worker sends: it becomes an ``Evaluation`` on receipt."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields

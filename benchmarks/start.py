@@ -2,8 +2,7 @@
 
     python -m benchmarks.start --out benchmarks/results/start.md
 
-A dry run reads and tokenizes the data and loads the model. It takes the real data and models in
-``../shared``.
+A dry run reads and tokenizes the data and loads the model. Needs the real data and models in ``../shared``.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def main() -> None:
 
 
 def report(rounds: list[dict[str, float]]) -> str:
-    """Write what came out as Markdown."""
+    """Write the results as Markdown."""
     lines = [
         "# How long the command takes to answer",
         "",

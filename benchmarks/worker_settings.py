@@ -1,13 +1,13 @@
-"""What a worker's settings are worth: how its C library keeps memory, how float32 matrices are multiplied.
+"""What a worker's settings gain: how its C library keeps memory, how float32 matrices are multiplied.
 
 Seconds of training steps and of an evaluation, 1 thread, of a GPT-2 on SST-2, in three ways: in a process as
-it comes, in one with what workers start with (``orchestrator.cluster.WORKER_ENVIRONMENT``), and in such a one
-with ``model.float32_matmul: medium``. Each measurement is a process of its own; the ways take turns::
+it comes, in one with the workers' environment (``orchestrator.cluster.WORKER_ENVIRONMENT``), and in such a
+one with ``model.float32_matmul: medium``. Each measurement is a process of its own; the ways take turns::
 
     python -m benchmarks.worker_settings --out benchmarks/results/worker_settings.md
 
-The model is the pretrained one of 5.3M parameters in ``../shared``, or with ``--gpt2`` one that has GPT-2's
-layers, random weights and the tokenizer of the other: 92M parameters.
+The model is the pretrained one of 5.3M parameters in ``../shared``, or with ``--gpt2`` one with GPT-2's
+layers, random weights and the other's tokenizer: 92M parameters.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from trainables.batches import training_batches
 from trainables.data import load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
+from trainables.scoring import evaluate
 from trainables.settings import DataSettings, ModelSettings
-from trainables.training import evaluate
 from trainables.trial import CPU, TrialSpec, evaluation_batches, set_up
 
 SMALL = SHARED / "models" / "gpt2-mini-reviews"
@@ -45,7 +45,7 @@ AS_IT_COMES, AS_WORKERS, MEDIUM = "as it comes", "as workers", "as workers, medi
 
 @dataclass(frozen=True)
 class Seconds:
-    """Per example."""
+    """Seconds per example."""
 
     training: float
     evaluation: float
@@ -104,7 +104,7 @@ def measure_apart(model: Path, examples: int, kind: str, steps: int, way: str) -
 
 
 def report(found: dict[str, dict[str, list[Seconds]]], parameters: str) -> str:
-    """Write what came out as Markdown: ``found`` is by method and way, a measurement for each round."""
+    """Write the results as Markdown: ``found`` has a measurement per round by method and way."""
     lines = [
         f"## A GPT-2 of {parameters} parameters",
         "",

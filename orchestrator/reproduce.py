@@ -20,7 +20,7 @@ from orchestrator.trust import check_trusted
 from results import load
 from results.errors import ResultSetError
 from results.remote import StorageError
-from trainables.trial import TrialSpec, run_trial
+from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
 JUDGED = ("loss", "accuracy", "macro_f1")
@@ -59,7 +59,7 @@ def reproduce(
     check_fingerprints(row, prepared, run)
     is_judged = pd.notna(row["test_accuracy"])
     with TemporaryDirectory() as place:
-        trial = run_trial(
+        inputs = TrialInputs(
             spec,
             prepared.data,
             prepared.base,
@@ -67,7 +67,7 @@ def reproduce(
             prepared.test if is_judged else None,
             device=_device_of(row, run),
         )
-        points = list(islice(trial, len(curve)))
+        points = list(islice(run_trial(inputs), len(curve)))
     differences = [
         f"evaluation {point.evaluation}: {column} was {recorded[column]!r}, is {getattr(point, column)!r}"
         for recorded, point in zip(curve, points, strict=True)

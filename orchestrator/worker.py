@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import socket
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,16 @@ from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import give_back_memory
 from trainables.parallel import ALONE, Group
 from trainables.state import TrialState
-from trainables.stretch import Stretch
-from trainables.trial import CPU, Evaluation, TrialSpec, failure_status, train_alone, trial_course
+from trainables.stretch import Course, Stretch
+from trainables.trial import (
+    CPU,
+    Evaluation,
+    TrialInputs,
+    TrialSpec,
+    failure_status,
+    train_alone,
+    trial_course,
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class TrialProcess:
         group: the processes that train together.
     """
 
-    course: Iterator[Stretch | Evaluation]  # of the trial, for who trains it in place of :meth:`advance`
+    course: Course  # of the trial, for who trains it in place of :meth:`advance`
 
     def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
         gc.freeze()  # what is here stays; what trials leave behind is looked for as ever
@@ -123,16 +130,18 @@ class TrialProcess:
         self._curve = train_alone(self.course)
         return start
 
-    def _run(self, spec: TrialSpec, state: TrialState, phase: Phase) -> Iterator[Stretch | Evaluation]:
+    def _run(self, spec: TrialSpec, state: TrialState, phase: Phase) -> Course:
         directory, scratch = self._directory, self._scratch
         check_directory(directory)
         # The search never sees the test split.
         test = ray.get(self._inputs.test) if phase == "confirm" else None
         checkpoint = directory / "checkpoints" / spec.trial_id
-        inputs = (spec, self._data, self._base, checkpoint, test, state, self._group, self._device, scratch)
-        for asked in trial_course(*inputs):
-            yield asked
-            if isinstance(asked, Stretch):
+        inputs = TrialInputs(
+            spec, self._data, self._base, checkpoint, test, state, self._group, self._device, scratch
+        )
+        for item in trial_course(inputs):
+            yield item
+            if isinstance(item, Stretch):
                 continue
             save_state(directory, spec, state, writes=self._group.rank == 0)
             if scratch and self._group.rank == 0:

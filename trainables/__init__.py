@@ -6,10 +6,10 @@ import torch
 
 
 def _import_bitsandbytes() -> None:
-    """Import bitsandbytes without PyTorch's compiler, which is a fifth of all that a worker imports.
+    """Import bitsandbytes without PyTorch's compiler, which is a fifth of everything a worker imports.
 
-    It has ``torch.compile`` wrap what computes on devices that it has no kernels for, and leaves that as it
-    is where it cannot be compiled. CPUs and GPUs of CUDA have kernels.
+    bitsandbytes compiles its fallbacks for devices that it has no kernels for, and leaves them uncompiled
+    where ``torch.compile`` fails. CPUs and CUDA GPUs have kernels.
     """
 
     def refuse(*arguments: Any, **options: Any) -> None:

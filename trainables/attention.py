@@ -1,7 +1,7 @@
-"""Attention that drops by masks which were drawn ahead (:mod:`trainables.dropout`), one step of autograd's.
+"""Attention with dropout masks drawn ahead (:mod:`trainables.dropout`), as a single autograd function.
 
-It is Vaswani et al. 2017, section 3.2.1, in few passes: a small model's step takes as long as its kernels
-take to be started, and attention made of autograd's own pieces starts twice as many.
+It is Vaswani et al. 2017, section 3.2.1, in few passes: a small model's step takes as long as launching its
+kernels, and attention composed of autograd's own operations launches twice as many.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from trainables.dropout import ATTENTION, keep
+from trainables.dropout import DRAWN_AHEAD, keep
 
 
 def attend(
@@ -31,7 +31,7 @@ def attend(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention, as PyTorch does it but where a module drops by masks that were drawn ahead.
+    """Compute attention: by PyTorch's own function, unless the module has dropout masks drawn ahead.
 
     Arguments and result are those of transformers' ``sdpa_attention_forward``; a mask is true where a token
     attends to another.
@@ -61,13 +61,13 @@ def attend(
 
 @lru_cache(maxsize=32)
 def _later(queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Return where tokens come later, ``[queries, keys]``."""
+    """Return where a key comes after its query, ``[queries, keys]``."""
     with torch.inference_mode(False):
         return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(1)
 
 
 class _Attention(torch.autograd.Function):
-    """``drop(softmax(s Q K')) V`` of queries, keys and values ``[texts, heads, tokens, width]``.
+    """``drop(softmax(s Q K')) V`` for queries, keys and values ``[texts, heads, tokens, width]``.
 
     The result is ``[texts, tokens, heads, width]``.
     """
@@ -87,7 +87,7 @@ class _Attention(torch.autograd.Function):
         queried, keys, values = _rows(query, key, value)
         weights = _product(queried, keys.transpose(1, 2), scaling)
         if unseen is not None:
-            least = torch.finfo(weights.dtype).min  # finite, as padding may see nothing at all
+            least = torch.finfo(weights.dtype).min  # finite, as padding may attend to nothing at all
             weights.view(texts, heads, *weights.shape[1:]).masked_fill_(unseen, least)
         weights = weights.softmax(dim=-1, dtype=torch.float32)
         kept = keep(weights, mask, factor).to(value.dtype)
@@ -110,14 +110,14 @@ class _Attention(torch.autograd.Function):
 
 
 def _rows(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Bring ``[texts, heads, tokens, width]`` into ``[texts x heads, tokens, width]``, if alike at once."""
+    """Reshape ``[texts, heads, tokens, width]`` to ``[texts x heads, tokens, width]``, at once if alike."""
     if len({tensor.shape for tensor in tensors}) == 1:
         return torch.stack(tensors).flatten(1, 2).unbind()
     return tuple(tensor.flatten(0, 1) for tensor in tensors)
 
 
 def _tokens(texts: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Undo :func:`_rows`, with memory as layers that make all three at once want it: token by token."""
+    """Undo :func:`_rows`, token by token in memory, as layers that make all three at once expect."""
     by_token = [tensor.unflatten(0, (texts, -1)).transpose(1, 2) for tensor in tensors]
     if len({tensor.shape for tensor in tensors}) == 1:
         by_token = list(torch.stack(by_token, dim=2).unbind(2))
@@ -130,7 +130,7 @@ def _product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Te
 
 
 def attend_as(attention: nn.Module, name: str) -> None:
-    """Have one of a model's attentions computed by what transformers knows by a name."""
+    """Have one of a model's attentions use the function that transformers knows by a name."""
     config = copy(attention.config)
     assert isinstance(config, PreTrainedConfig)
     config._attn_implementation = name
@@ -138,26 +138,26 @@ def attend_as(attention: nn.Module, name: str) -> None:
 
 
 def let_draw_ahead(model: PreTrainedModel) -> None:
-    """Have a model's attentions computed by :func:`attend`, in place."""
+    """Have a model's attentions use :func:`attend`, in place."""
     by_name = {kind for kind in {type(module) for module in model.modules()} if _asks_by_name(kind)}
     for module in model.modules():
         is_sdpa = getattr(vars(module).get("config"), "_attn_implementation", None) == "sdpa"
         if is_sdpa and type(module) in by_name:
-            attend_as(module, ATTENTION)
+            attend_as(module, DRAWN_AHEAD)
 
 
 def _asks_by_name(kind: type[nn.Module]) -> bool:
-    """Say whether modules look attention up by its name, and do nothing else with that.
+    """Return whether modules look attention up by its name, and use the name for nothing else.
 
-    Falcon's compute it by themselves, and otherwise where the name is not ``sdpa``.
+    Falcon's compute it themselves, and differently where the name is not ``sdpa``.
     """
     if not kind.__name__.endswith("Attention"):
         return False
     try:
         source = inspect.getsource(kind.forward)
-    except (OSError, TypeError):  # made by a program
+    except (OSError, TypeError):  # a class made at run time
         return False
     return "ALL_ATTENTION_FUNCTIONS" in source and '"sdpa"' not in source
 
 
-AttentionInterface.register(ATTENTION, attend)
+AttentionInterface.register(DRAWN_AHEAD, attend)

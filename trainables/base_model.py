@@ -38,7 +38,7 @@ READS_PADDING = ("xlnet",)
 """Architectures, by ``model_type``, whose head reads the last token of a batch's longest text."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-"""How names of files end that PyTorch pickles weights into."""
+"""Suffixes of files in which PyTorch pickles weights."""
 
 CONVERT = (
     "expected *.safetensors. If you trust their author, convert them once: "
@@ -58,6 +58,11 @@ class BaseModel:
     fingerprint: str  # sha256 of names, shapes and bytes of the weights
     # 4-bit weights by linear layer, see trainables.quantization; those that are missing are made when needed
     quantized: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of frozen weights and computation."""
+        return _dtype(self.settings)
 
 
 def resolve_path(settings: ModelSettings, report: Callable[[str], None] = print) -> str:
@@ -131,14 +136,14 @@ def load_base(
         settings: which model.
         labels: label names in the order of their indices.
         pad_token_id: the tokenizer's, written into the configuration.
-        report: is told what takes long.
+        report: is told of steps that take long.
 
     Raises:
         InputError: if the model cannot be loaded, with the reason.
     """
     path = resolve_path(settings, report)
     if find_adapter_config_file(path, revision=settings.revision) is not None:
-        # It would be put onto a base that it names itself, and its own weights may be pickled.
+        # It would be loaded onto a base that it names itself, and its own weights may be pickled.
         raise InputError("model.path", f"{path} is an adapter; expected a whole model, such as its base")
     common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     try:
@@ -151,7 +156,7 @@ def load_base(
         model, found = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
-            dtype=getattr(torch, settings.dtype),
+            dtype=_dtype(settings),
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -160,7 +165,7 @@ def load_base(
     except Exception as error:
         raise InputError(
             "model.path",
-            f"{path} could not be loaded: {_reason(error)}; expected a hub id that can be reached, or a "
+            f"{path} could not be loaded: {_reason(error)}; expected a reachable hub id, or a "
             "directory, of an architecture with a sequence classification head and safetensors weights",
         ) from error
     prefix = f"{model.base_model_prefix}."
@@ -168,13 +173,13 @@ def load_base(
         raise InputError(
             "model.path",
             f"{path} has no weights for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}; expected "
-            "all of the base model, since what is missing would start at random and be in no adapter",
+            "all of the base model's, since missing ones would start at random and be in no adapter",
         )
     if model.config.model_type in READS_PADDING:
         raise InputError(
             "model.path",
-            f"{path} is of the architecture {model.config.model_type}, whose head reads the last token, also"
-            " where that is padding; expected one whose numbers do not depend on a text's neighbours",
+            f"{path} is of the architecture {model.config.model_type}, whose head reads the last token, even"
+            " if that is padding; expected one whose numbers do not depend on a text's neighbours",
         )
     weights = {
         name: _to_numpy(tensor) for name, tensor in model.state_dict().items() if name.startswith(prefix)
@@ -188,16 +193,16 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
     The views may be read-only; call :func:`own_trainable_parameters` before training.
     """
     config = _make_config(base)
-    config.use_cache = False  # of keys and values, which a decoder would copy for tokens that never come
+    config.use_cache = False  # a decoder would copy keys and values for tokens that never come
     with no_init_weights():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config,
-            dtype=getattr(torch, base.settings.dtype),
+            dtype=base.dtype,
             trust_remote_code=base.settings.trust_remote_code,
         )
     model.load_state_dict({name: to_torch(w) for name, w in base.weights.items()}, strict=False, assign=True)
-    model.tie_weights()  # what is one weight in several places, as T5's embeddings, has come as several
-    with torch.random.fork_rng(devices=[]):  # it is initialized on the CPU
+    model.tie_weights()  # one weight in several places, such as T5's embeddings, was loaded as several
+    with torch.random.fork_rng(devices=[]):  # the head is initialized on the CPU
         torch.manual_seed(seed)
         for module in head_modules(model).values():
             for layer in module.modules():
@@ -211,7 +216,7 @@ def build_model(base: BaseModel, seed: int) -> PreTrainedModel:
 
 
 def _fuse_activations(model: nn.Module) -> None:
-    """Have one kernel compute GPT-2's GELU, which transformers composes of eight."""
+    """Compute GPT-2's GELU in one kernel; transformers composes it of eight."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, NewGELUActivation):
@@ -219,7 +224,7 @@ def _fuse_activations(model: nn.Module) -> None:
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Keep each block's inputs only, and compute what it did again when gradients need it, in place.
+    """Keep only each block's inputs, and recompute its activations when gradients need them, in place.
 
     Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, https://arxiv.org/abs/1604.06174.
 
@@ -230,13 +235,13 @@ def recompute_activations(model: PreTrainedModel) -> None:
         return  # a frozen base keeps nothing
     model.gradient_checkpointing_enable({"use_reentrant": False})
     if (last := last_block(model)) is not None:
-        last.gradient_checkpointing = False  # type: ignore[assignment]  # gradients need it at once
+        last.gradient_checkpointing = False  # type: ignore[assignment]  # its activations are needed at once
 
 
 def _make_config(base: BaseModel) -> PreTrainedConfig:
     if not base.settings.trust_remote_code:
         return AutoConfig.for_model(**base.config)
-    # A class that came with the model is found through its path only.
+    # A class that comes with the model is found only through its path.
     known: PreTrainedConfig = AutoConfig.from_pretrained(
         base.path, revision=base.settings.revision, trust_remote_code=True
     )
@@ -276,13 +281,18 @@ def check_target_modules(model: PreTrainedModel, names: Sequence[str], key: str)
 
 
 def own_trainable_parameters(model: nn.Module) -> None:
-    """Give each parameter that will be trained memory of its own, in place of a shared view, and 32 bits.
+    """Give each trainable parameter memory of its own, in place of a shared view, and 32 bits.
 
     AdamW's small updates are lost in bfloat16's 8 bits of precision (Micikevicius et al. 2018, section 3.1).
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32, copy=True)
+
+
+def _dtype(settings: ModelSettings) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

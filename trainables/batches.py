@@ -1,4 +1,4 @@
-"""Batches: padded to their own longest member and drawn from length buckets."""
+"""Batches: padded to their own longest example and drawn from length buckets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainables.data import SEGMENTS, TokenizedSplit
 from trainables.parallel import ALONE, Group
 
 BUCKET_BATCHES = 50
-"""Batches cut from one bucket: examples are shuffled, and sorted by length within this many batches only."""
+"""Batches per bucket: examples are shuffled, then sorted by length only within this many batches."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Batch:
     input_ids: torch.Tensor  # [examples, longest] int64
     attention_mask: torch.Tensor  # [examples, longest] int64, 0 on padding
     labels: torch.Tensor  # [examples] int64
-    positions: NDArray[np.int64]  # [examples]; where each stands in its split
+    positions: NDArray[np.int64]  # [examples]; index of each in its split
     size: int  # examples of the whole batch, of which this may be one rank's share
     tokens: int  # without padding, of the whole batch
     segments: torch.Tensor | None = None  # [examples, longest] int64, 1 in second texts
-    weight: float = 1.0  # of its mean loss, so that the ranks' mean is the whole batch's; 0 only fills in
+    weight: float = 1.0  # of its mean loss, so that the ranks' mean is the whole batch's; 0 for a filler
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """What a model takes of it, by name."""
+        """The model's inputs, by name."""
         segments = {} if self.segments is None else {SEGMENTS: self.segments}
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **segments}
 
@@ -50,9 +50,10 @@ class Batch:
         )
 
     def parts(self, count: int) -> Iterator[tuple[slice, Batch]]:
-        """Yield parts of examples in a row, which weigh together as much as the whole, and which they are.
+        """Yield ``count`` consecutive parts of the batch, each with the slice of examples it holds.
 
-        All ranks take as many: a part that there is no example for has the first again, with weight 0.
+        Their weights add up to the batch's. An empty part holds the first example with weight 0, so that all
+        ranks have the same number of parts.
         """
         examples = len(self.labels)
         for start, end in pairwise(examples * number // count for number in range(count + 1)):
@@ -74,12 +75,12 @@ class Batch:
 def training_batches(
     split: TokenizedSplit, batch_size: int, pad_token_id: int, seed: int, start: int = 0, group: Group = ALONE
 ) -> Iterator[Batch]:
-    """Yield this rank's share of a split's batches, in random order from length buckets, epochs without end.
+    """Yield this rank's share of a split's batches, epoch after epoch without end.
 
-    The first ``start`` batches are skipped. A rank that gets nothing of a small batch has an example that
-    weighs nothing, as all ranks take every step.
+    Batches come from length buckets in random order; the first ``start`` are skipped. A rank without a share
+    of a small batch gets an example with weight 0, as all ranks take every step.
     """
-    generator, lengths = np.random.default_rng(seed), np.diff(split.offsets)
+    generator, lengths = np.random.default_rng(seed), split.lengths
     epochs = (batch_positions(lengths, batch_size, generator) for _ in repeat(None))
     for positions in islice(chain.from_iterable(epochs), start, None):
         share = positions[group.rank :: group.size]
@@ -98,18 +99,18 @@ def batches(
     group: Group = ALONE,
     most_tokens: float = math.inf,
 ) -> Iterator[Batch]:
-    """Yield each example of a split once, longest first, to evaluate it; ranks take turns at the batches.
+    """Yield each example of a split once, longest first, for an evaluation; ranks take turns at the batches.
 
-    All ranks get as many: one that has none left gets the first again, with weight 0.
+    All ranks get the same number: one that has none left gets the first batch again, with weight 0.
 
     Arguments:
-        split: its examples.
-        batch_size: examples of a batch at most.
+        split: what to evaluate on.
+        batch_size: the most examples of a batch.
         pad_token_id: the model's.
         group: the ranks.
-        most_tokens: of a batch of several examples, padding included.
+        most_tokens: the most of a batch of several examples, padding included.
     """
-    lengths = np.diff(split.offsets)
+    lengths = split.lengths
     cut = list(_cut_by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_size, most_tokens))
     for number in range(group.rank, math.ceil(len(cut) / group.size) * group.size, group.size):
         positions, weight = (cut[number], 1.0) if number < len(cut) else (cut[0], 0.0)
@@ -119,7 +120,7 @@ def batches(
 def batch_positions(
     lengths: NDArray[np.int64], batch_size: int, generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Partition examples into batches of similar lengths, in random order; only one may be short."""
+    """Partition examples into batches of similar lengths, in random order; only one may be smaller."""
     order = generator.permutation(len(lengths))
     buckets = _cut(order, batch_size * BUCKET_BATCHES)
     cut = [
@@ -161,7 +162,7 @@ def _cut(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
 def _cut_by_tokens(
     positions: NDArray[np.int64], lengths: NDArray[np.int64], size: int, most_tokens: float
 ) -> Iterator[NDArray[np.int64]]:
-    """Cut positions, the longest example first, where a batch has ``size`` examples or ``most_tokens``."""
+    """Cut positions, longest example first, into batches of at most ``size`` examples and ``most_tokens``."""
     start = 0
     while start < len(positions):
         fit = max(1, int(min(size, most_tokens / max(1, lengths[positions[start]]))))

@@ -19,7 +19,7 @@ from trainables.parallel import ALONE, Group, own_part, whole
 
 
 class Elsewhere(Protocol):
-    """Another place that has a trial's best checkpoint, where not all its processes see one directory."""
+    """A second place for a trial's best checkpoint, where its processes do not all see one directory."""
 
     def put(self, directory: Path) -> None:
         """Copy a checkpoint there."""
@@ -32,10 +32,10 @@ ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"
 
 
 def save_checkpoint(model: nn.Module, directory: Path, group: Group = ALONE) -> Checkpoint | None:
-    """Save a model, replacing what ``directory`` held only once the new files are whole.
+    """Save a model, replacing the contents of ``directory`` only once the new files are complete.
 
     An adapter holds the head too. The base of an adapter is named in its ``adapter_config.json``. All ranks
-    of a group must ask; rank 0 writes, and gets the checkpoint.
+    of a group must call it; rank 0 writes, and gets the checkpoint.
 
     Raises:
         OSError: if it could not be written.
@@ -45,7 +45,7 @@ def save_checkpoint(model: nn.Module, directory: Path, group: Group = ALONE) -> 
 
 
 def _gather(model: nn.Module, group: Group) -> dict[str, torch.Tensor]:
-    """Return, on rank 0, the whole of what a checkpoint holds; all ranks must ask."""
+    """Return, on rank 0, a checkpoint's whole tensors; all ranks must call it."""
     parts: dict[str, torch.Tensor] = model.state_dict()
     if isinstance(model, PeftModel):
         parts = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -67,7 +67,7 @@ def _write(model: nn.Module, directory: Path, state: dict[str, torch.Tensor] | N
             model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
         else:
             assert isinstance(model, PreTrainedModel)
-            # By the names that load_checkpoint looks for: the original ones of experts may be others.
+            # By the names that load_checkpoint expects: the original format may name experts otherwise.
             model.save_pretrained(temporary, state_dict=state, save_original_format=False)
     except SafetensorError as error:
         raise OSError(f"{directory}: could not be written: {error}") from error
@@ -80,7 +80,7 @@ def _write(model: nn.Module, directory: Path, state: dict[str, torch.Tensor] | N
 
 
 def load_checkpoint(model: nn.Module, directory: Path) -> None:
-    """Put the weights of a checkpoint of this very model back into it."""
+    """Load a checkpoint of this same model back into it."""
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, _read_parts(directory / ADAPTER_FILE, model))
         return

@@ -16,7 +16,7 @@ from trainables.settings import DataSettings
 from trainables.sources import Column, read_split
 
 SEGMENTS = "token_type_ids"
-"""What tokenizers and models call them."""
+"""The name of segments in tokenizers and models."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,38 @@ class TokenizedSplit:
     offsets: NDArray[np.int64]  # [examples + 1]; example i is tokens[offsets[i]:offsets[i + 1]]
     labels: NDArray[np.int64]  # [examples]; index into TokenizedData.labels
     example_ids: NDArray[np.int64]  # [examples]; row number in the source split
-    segments: NDArray[np.int8] | None = None  # [total tokens]; 1 in second texts, if the model asks
+    segments: NDArray[np.int8] | None = None  # [total tokens]; 1 in second texts, if the model takes them
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, ``[examples]``."""
+        return np.diff(self.offsets)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return int(np.diff(self.offsets).max())
+        return int(self.lengths.max())
+
+    def take(self, rows: NDArray[np.int64]) -> TokenizedSplit:
+        """Keep some rows, in their order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return TokenizedSplit(
+            self.tokens[places],
+            offsets,
+            self.labels[rows],
+            self.example_ids[rows],
+            None if self.segments is None else self.segments[places],
+        )
 
 
 @dataclass(frozen=True)
 class TokenizedData:
-    """What trials train on and are chosen by. The test split stays apart."""
+    """What trials train on and are selected by. The test split is kept apart."""
 
     train: TokenizedSplit
     validation: TokenizedSplit
@@ -82,13 +100,13 @@ class TokenizedData:
 
 
 def read_data(settings: DataSettings, seed: int) -> RawData:
-    """Read all splits, cut what is missing from train, and take the samples asked for.
+    """Read all splits, cut those that are missing from train, and take the requested samples.
 
     A validation or test split that is not given, or a test split without labels, is cut from train by a
     seeded, stratified rule, before ``max_train_examples`` is applied.
 
     Raises:
-        InputError: for anything in the settings or the data that is not right.
+        InputError: for anything wrong in the settings or the data.
     """
     source = read_split(settings, "data.train", settings.train)
     labels = _label_names(source)
@@ -110,8 +128,8 @@ def load_data(
 ) -> tuple[TokenizedData, TokenizedSplit]:
     """Tokenize all splits once, cut to ``max_length`` tokens, without padding; return data and test split.
 
-    With ``with_segments`` the tokens of pairs say which text they are of, if the tokenizer does (Devlin et
-    al. 2019, section 3).
+    With ``with_segments``, tokens of pairs are marked with the text they belong to, if the tokenizer does so
+    (Devlin et al. 2019, section 3).
     """
     splits = {"train": raw.train, "validation": raw.validation, "test": raw.test}
     tokenized = {
@@ -133,8 +151,8 @@ def load_data(
 def stratified_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Order rows so that every prefix has each label's share to within one example.
 
-    Rows of a label are shuffled by the seed; the k-th of n rows stands at (k + 1/2) / n. Prefixes are
-    nested: a smaller sample is part of a larger one.
+    Rows of a label are shuffled by the seed; the k-th of n rows is placed at (k + 1/2) / n. Prefixes
+    are nested: a smaller sample is part of a larger one.
     """
     generator = np.random.default_rng(seed)
     places = np.empty(len(labels))
@@ -158,7 +176,7 @@ def _label_name(label: Any) -> str:
 
 
 def _label_order(name: str) -> tuple[int, int, str]:
-    """Numbers in numeric order, then words."""
+    """Sort numbers in numeric order, then words."""
     is_number = name.lstrip("-").isdecimal()
     return (0, int(name), name) if is_number else (1, 0, name)
 
@@ -175,7 +193,7 @@ def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
         if unknown:
             raise InputError(
                 key,
-                f"{column.origin} has label {unknown[0]!r}, which train has not; it has {', '.join(labels)}",
+                f"{column.origin} has label {unknown[0]!r}, unknown in train, which has {', '.join(labels)}",
             )
         indices = np.array([index_of[name] for name in names], dtype=np.int64)
     split = RawSplit(column.texts, column.pairs, indices, np.arange(len(indices)), column.origin)
@@ -218,9 +236,7 @@ def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit
     sample = split.take(rows, f"sample of {len(split.texts):,} of {split.origin} (stratified, seed {seed})")
     missing = set(np.unique(split.labels)) - set(np.unique(sample.labels))
     if missing:
-        raise InputError(
-            key, f"{count} examples are too few for every label of {split.origin} to be among them"
-        )
+        raise InputError(key, f"{count} examples are too few to include every label of {split.origin}")
     return sample
 
 
@@ -242,7 +258,7 @@ def _tokenize(
         return_attention_mask=False,
         return_token_type_ids=has_segments,
     )
-    # A text may have no token that the tokenizer knows; the model still needs one position.
+    # A text may have no token that the tokenizer knows, but the model needs at least one position.
     rows = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     return TokenizedSplit(

@@ -1,8 +1,8 @@
-"""Dropout (Srivastava et al. 2014) whose masks a trial draws for a whole step at once.
+"""Dropout (Srivastava et al. 2014) with all masks of a training step drawn at once.
 
-PyTorch draws a mask where one is needed. Drawn ahead, masks depend on nothing but the trial's random stream
-and the shape of its batch: trials whose batches go through their base together get the masks that each gets
-alone. A GPU starts one kernel in place of one for each layer, and a CPU draws twice as fast.
+PyTorch draws each mask where it is needed. Drawn ahead, masks depend only on the trial's random stream and
+the shape of its batch: trials that share a pass through their base get the masks that each gets alone. A GPU
+launches one kernel instead of one per layer, and a CPU draws twice as fast.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-ATTENTION = "sdpa_with_drawn_dropout"
-"""What transformers knows attention by that drops as it is told, :func:`trainables.attention.attend`."""
+from trainables.precision import computing_in
 
-LONGEST = 128
-"""Tokens of texts of which attention to all of them needs little memory."""
+DRAWN_AHEAD = "sdpa_with_drawn_dropout"
+"""The name under which transformers finds :func:`trainables.attention.attend`."""
+
+SHORT_TEXT = 128
+"""Tokens of the longest text whose attention weights, one for each pair of tokens, need little memory."""
 
 _TEXTS, _TOKENS = 2, 5
-"""What is passed through a model to find where it drops: any numbers but 1."""
+"""The shape of the input that shows where a model has dropout: any numbers but 1."""
 
 
 @dataclass(frozen=True)
-class Sort:
+class MaskKind:
     """Masks that are drawn together."""
 
     p: float  # the share that is dropped
-    shape: tuple[int | None, ...]  # of each text's; None is as many as the batch's longest text has tokens
-    of_adapters: bool  # for what adapters see, not for what the base hands on
+    shape: tuple[int | None, ...]  # of one text's; None is the number of tokens of the batch's longest text
+    of_adapters: bool  # on the inputs of adapters, not in the base
 
     def sizes(self, longest: int) -> tuple[int, ...]:
         """Return the shape for texts padded to a length."""
@@ -42,33 +44,32 @@ class Sort:
 
 
 class Masks:
-    """Where a model drops, and the masks of its present step: zeros, and what scales values that are kept.
+    """Where a model has dropout, and the masks of its current step: 0, or the factor of a value that is kept.
 
     On a CPU they are zeros and ones of a byte each, which take a quarter of the memory.
 
-    From now on the model drops by these masks while it trains; ``is_of_use`` says whether there are any.
+    If they are of use (``is_of_use``), the model takes its masks from here from now on while it trains.
 
     Arguments:
         model: in training mode, on its device.
-        longest: tokens of the longest text that it will train on. Where texts are long and their attention
-            drops, the model stays as it is: PyTorch's kernels need not keep a mask of that. So it does where
-            what is dropped is not ``[texts, ...]``, or where one module drops several times and activations
-            are computed again.
+        longest: tokens of the longest training text. The model stays as it is where texts are long and
+            attention has dropout, as PyTorch's kernels need not keep that mask; where dropped values are not
+            ``[texts, ...]``; and where one module drops several times and activations are recomputed.
     """
 
     def __init__(self, model: nn.Module, longest: int) -> None:
-        self.counts: Counter[Sort] = Counter()  # in the order in which they are drawn
-        self._sites: defaultdict[nn.Module, list[tuple[Sort, int]]] = defaultdict(list)  # one for each call
-        self._calls: Counter[nn.Module] = Counter()  # in the present step
-        self._drawn: Mapping[Sort, torch.Tensor] = {}
-        self._of_part: Mapping[Sort, torch.Tensor] | None = None  # where a model sees a batch in parts
+        self.counts: Counter[MaskKind] = Counter()  # in the order in which they are drawn
+        self._sites: dict[nn.Module, list[tuple[MaskKind, int]]] = defaultdict(list)  # one for each call
+        self._calls: Counter[nn.Module] = Counter()  # in the current step
+        self._drawn: Mapping[MaskKind, torch.Tensor] = {}
+        self._of_part: Mapping[MaskKind, torch.Tensor] | None = None  # where a model sees a batch in parts
         self._attention: set[nn.Module] = set()
-        self._is_known = True  # of what texts each value comes that is dropped
+        self._is_known = True  # whether each dropped value belongs to a known text
         self._find(model)
-        # Activations are computed again in another order, in which calls of one module cannot be told apart.
+        # Activations are recomputed in another order, in which calls of one module cannot be told apart.
         again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         repeats = any(len(sites) > 1 for sites in self._sites.values())
-        is_long = bool(self._attention) and longest > LONGEST
+        is_long = bool(self._attention) and longest > SHORT_TEXT
         self.is_of_use = self._is_known and not is_long and not (again and repeats)
         for module in self._sites if self.is_of_use else ():
             if module in self._attention:
@@ -76,77 +77,79 @@ class Masks:
             else:
                 vars(module)["forward"] = partial(self.drop, module)
 
-    def next_site(self, module: nn.Module) -> tuple[Sort, int]:
-        """Return the sort of the mask that a module needs now, and its number among these."""
+    def next_site(self, module: nn.Module) -> tuple[MaskKind, int]:
+        """Return the kind of the mask that a module needs now, and its index among these."""
         sites = self._sites[module]
-        call = self._calls[module] % len(sites)  # once more, where activations are computed again
+        call = self._calls[module] % len(sites)  # once more, where activations are recomputed
         self._calls[module] += 1
         return sites[call]
 
     def draw(self, texts: int, longest: int, device: torch.device) -> None:
-        """Draw the masks of a forward pass from torch's present random state, or take those of its part."""
-        self.put({})  # the last ones go before others come
+        """Draw the masks of a forward pass from torch's current random state, or take those of the part."""
+        self.put({})  # frees the last ones first
         self.put(self._draw(texts, longest, device) if self._of_part is None else self._of_part)
 
     @contextmanager
     def of_parts(self, texts: int, longest: int, device: torch.device) -> Iterator[Callable[[slice], None]]:
-        """Draw the masks of a batch that the model sees in parts; be told which of its texts come next."""
+        """Draw the masks of a batch that the model sees in parts; yield a function that selects a part."""
         self.put({})
         whole = self._draw(texts, longest, device) if self.is_of_use else {}
 
         def turn_to(rows: slice) -> None:
-            self._of_part = {sort: masks[:, :, rows] for sort, masks in whole.items()}
+            self._of_part = {kind: masks[:, :, rows] for kind, masks in whole.items()}
 
         try:
             yield turn_to
         finally:
             self._of_part = None
 
-    def _draw(self, texts: int, longest: int, device: torch.device) -> dict[Sort, torch.Tensor]:
+    def _draw(self, texts: int, longest: int, device: torch.device) -> dict[MaskKind, torch.Tensor]:
         drawn = {
-            sort: torch.rand((count, 1, texts, *sort.sizes(longest)), device=device)
-            for sort, count in self.counts.items()
+            kind: torch.rand((count, 1, texts, *kind.sizes(longest)), device=device)
+            for kind, count in self.counts.items()
         }
-        if device.type == "cpu":  # PyTorch multiplies by bytes on a GPU only in one kernel more
-            return {sort: (values < 1 - sort.p).view(torch.uint8) for sort, values in drawn.items()}
-        return {sort: scale(values, 1 - sort.p) for sort, values in drawn.items()}
+        if device.type == "cpu":  # on a GPU, multiplying by bytes takes a kernel more
+            return {kind: (values < 1 - kind.p).view(torch.uint8) for kind, values in drawn.items()}
+        return {kind: scale(values, 1 - kind.p) for kind, values in drawn.items()}
 
-    def put(self, drawn: Mapping[Sort, torch.Tensor]) -> None:
-        """Take masks ``[count, trials, texts, ...]`` of several trials' texts, one trial behind the other."""
+    def put(self, drawn: Mapping[MaskKind, torch.Tensor]) -> None:
+        """Set the masks of the next step, ``[count, trials, texts, ...]``."""
         self._drawn = drawn
         self._calls.clear()
 
     def next_mask(self, module: nn.Module) -> tuple[torch.Tensor, float]:
-        """Return the mask that a module needs now, and what scales the values that it keeps."""
-        sort, index = self.next_site(module)
-        return self._drawn[sort][index], 1 / (1 - sort.p)
+        """Return the mask that a module needs now, and the factor of values that it keeps."""
+        kind, index = self.next_site(module)
+        return self._drawn[kind][index], 1 / (1 - kind.p)
 
     def drop(self, module: nn.Module, values: torch.Tensor) -> torch.Tensor:
-        """Return what is kept of a module's values, ``[trials x texts, ...]``: all, unless it trains."""
+        """Apply the next mask to a module's values, ``[trials x texts, ...]``, if it trains."""
         if not module.training:
             return values
         mask, factor = self.next_mask(module)
         return (_Keep.apply if mask.dtype == torch.uint8 else keep)(values, mask, factor)
 
     def _find(self, model: nn.Module) -> None:
-        """Pass a text through the model and note what drops."""
+        """Pass a text through the model and note where values are dropped."""
         watched: list[tuple[nn.Module, str]] = []
         for name, module in model.named_modules():
+            attention = str(getattr(vars(module).get("config"), "_attn_implementation", None))
             if isinstance(module, nn.Dropout) and module.p:
                 of_adapters = ".lora_dropout." in name
                 vars(module)["forward"] = partial(self._note, module, module.p, of_adapters)
                 watched.append((module, "forward"))
-            elif str(getattr(vars(module).get("config"), "_attn_implementation", None)).startswith(ATTENTION):
+            elif attention.startswith(DRAWN_AHEAD):
                 vars(module)["note"] = partial(self._note_attention, module)
                 watched.append((module, "note"))
         device = next(model.parameters()).device
         is_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+        dtype = torch.bfloat16 if is_bfloat16 else torch.float32
         text = torch.zeros((_TEXTS, _TOKENS), dtype=torch.long, device=device)
         if isinstance(end := getattr(getattr(model, "config", None), "eos_token_id", None), int):
             text[:, -1] = end  # where the heads of encoder-decoders read
         with (
             torch.no_grad(),
-            torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16),
+            computing_in(dtype, device),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
             model(input_ids=text, attention_mask=torch.ones_like(text))
@@ -159,18 +162,18 @@ class Masks:
 
     def _note(self, module: nn.Module, p: float, of_adapters: bool, values: torch.Tensor) -> torch.Tensor:
         self._is_known &= len(values) == _TEXTS
-        # Hidden states are [texts, tokens, width], what attention weighs is [texts, heads, tokens, tokens].
+        # Hidden states are [texts, tokens, width], attention weights are [texts, heads, tokens, tokens].
         of_tokens = {3: (1,), 4: (2, 3)}.get(values.ndim, ())
         sizes = enumerate(values.shape[1:], start=1)
         shape = tuple(None if place in of_tokens and size == _TOKENS else size for place, size in sizes)
-        sort = Sort(p, shape, of_adapters)
-        self._sites[module].append((sort, self.counts[sort]))
-        self.counts[sort] += 1
+        kind = MaskKind(p, shape, of_adapters)
+        self._sites[module].append((kind, self.counts[kind]))
+        self.counts[kind] += 1
         return values
 
 
 class _Keep(torch.autograd.Function):
-    """Keeps of values what a mask of bytes says; autograd by itself would keep a tensor more."""
+    """Applies a mask of bytes; autograd by itself would save a tensor more."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
@@ -187,9 +190,9 @@ def keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tenso
     """Return values, or their gradient, where a mask is not zero, scaled.
 
     Arguments:
-        values: of the mask's shape, but for ones.
-        mask: what scales each, or bytes of 0 and 1. These take two passes, as many as a mask of four bytes,
-            and the second finds its numbers in the cache.
+        values: of the mask's shape, except for dimensions of 1.
+        mask: the factor of each value, or bytes of 0 and 1. These take two passes, as many as a mask of four
+            bytes, and the second finds its numbers in the cache.
         factor: scales values that are kept by bytes.
     """
     mask = mask.reshape(values.shape)
@@ -200,22 +203,22 @@ def keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tenso
 
 
 def scale(drawn: torch.Tensor, kept: float | torch.Tensor) -> torch.Tensor:
-    """Make masks of numbers from 0 to 1, in place: a share ``kept`` of them is 1 / kept, the others are 0."""
+    """Turn uniform random numbers into masks, in place: 1 / kept for a share ``kept`` of them, else 0."""
     return drawn.lt_(kept).div_(kept)
 
 
 def draw_ahead(model: nn.Module, longest: int) -> Masks:
-    """Have a model draw its masks when the forward pass of a training step begins, in place, if of use.
+    """Have a model draw its masks when a training step's forward pass begins, in place, if of use.
 
     Arguments:
         model: in training mode, on its device.
-        longest: tokens of the longest text that it will train on.
+        longest: tokens of the longest training text.
     """
     masks = Masks(model, longest)
 
     def draw(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         if not model.training:
-            masks.put({})  # an evaluation has no use for those of the last step
+            masks.put({})  # an evaluation needs none of the last step's
             return
         input_ids: torch.Tensor = options["input_ids"]
         texts, longest = input_ids.shape

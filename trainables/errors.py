@@ -1,14 +1,14 @@
-"""Errors that whoever drives a trial treats apart: a user's input, a trial that diverged, a damaged state."""
+"""Errors that a trial's driver handles separately: a user's input, a diverged trial, a damaged state."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Raise for anything a user can put right: a wrong path, column, module name or value.
+    """Raise for anything a user can fix: a wrong path, column, module name or value.
 
     Arguments:
         key: dotted key of the experiment file, such as ``data.label``.
-        message: what was found, what was expected and what to do, in one sentence or two.
+        message: what was found, what was expected and what to do, in a sentence or two.
     """
 
     def __init__(self, key: str, message: str) -> None:
@@ -25,4 +25,4 @@ class DivergedError(RuntimeError):
 
 
 class DamagedStateError(Exception):
-    """A trial's saved state is not what was written; the trial can begin anew, but not go on from it."""
+    """Raise when a saved state is not what was written; the trial can start over, but not go on from it."""

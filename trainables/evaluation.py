@@ -1,4 +1,4 @@
-"""What a trial reports. Whoever only passes it on need not import what trains."""
+"""What a trial reports. Code that only passes reports on need not import what trains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TestOutcome:
     macro_f1: float  # 0 to 1
     seconds: float
     example_ids: NDArray[np.int64]  # [examples]; row of each example in its source
-    labels: NDArray[np.int64]  # [examples]; right label indices
+    labels: NDArray[np.int64]  # [examples]; true label indices
     logits: NDArray[np.float32]  # [examples, labels]
 
 

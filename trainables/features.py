@@ -1,4 +1,4 @@
-"""What a frozen base makes of the texts of a split, computed once: it is the same at every evaluation."""
+"""A frozen base's output for the texts of a split, computed once: it is the same at every evaluation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from transformers import PreTrainedModel
 from trainables.batches import Batch
 from trainables.last_tokens import has_last_token_head, read_tokens, take_read
 from trainables.parallel import Group
+from trainables.precision import computing_in
 from trainables.training import forward
 
 
 class Features:
-    """The inputs of a model's head, ``[texts, width]`` for each batch of a split that was seen once.
+    """The inputs of a model's head, ``[texts, width]``, for each batch of a split seen before.
 
     Arguments:
-        model: its base does not change, and its head reads one token of each text; in eval mode when asked.
+        model: has a frozen base and a head that reads one token of each text; in eval mode when used.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -27,11 +28,11 @@ class Features:
         self._known: dict[bytes, torch.Tensor] = {}  # by the batch's examples
 
     def logits(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
-        """Return what :func:`forward` does, float32 logits ``[examples, labels]``, but for rounding."""
+        """Return float32 logits ``[examples, labels]``, those of :func:`forward` up to rounding."""
         examples = batch.positions.tobytes()
         if examples not in self._known:
             self._known[examples] = self._compute(batch, dtype)
-        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with computing_in(dtype, batch.input_ids.device):
             logits: torch.Tensor = self._head(self._known[examples])
         return logits.float()
 
@@ -47,7 +48,7 @@ class Features:
 
 
 def remember_features(model: nn.Module, group: Group) -> Features | None:
-    """Return what remembers a model's features, where training leaves them as they are."""
+    """Return a model's :class:`Features`, or None if training changes them."""
     if group.shards_model or not isinstance(model, PreTrainedModel) or not has_last_token_head(model):
         return None
     if any(parameter.requires_grad for parameter in model.base_model.parameters()):

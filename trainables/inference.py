@@ -1,8 +1,8 @@
-"""The linear layers of a model that is evaluated, in fewer passes over memory than gradients need.
+"""Linear layers for evaluation, in fewer passes over memory than gradients need.
 
-A low-rank layer's update is summed with its base, so that one product remains. On a CPU oneDNN adds biases
-and computes GPT-2's GELU within the product (its documentation, 'Primitive Attributes: post-ops'), of weights
-that it has brought into an order of its own once. PyTorch's compiler uses it so; here no compiler is needed.
+A low-rank layer's update is added to its base weight, so that one product remains. On a CPU, oneDNN adds
+biases and computes GPT-2's GELU within the product (its documentation, 'Primitive Attributes: post-ops'), on
+weights reordered once to its own layout. PyTorch's compiler uses it this way; here no compiler is needed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from transformers.pytorch_utils import Conv1D
 from trainables.methods.low_rank_layers import LowRankLayer, is_exact, merged_weight, weight_of
 
 KEPT_BYTES = 128_000_000
-"""At most, of the weights that an evaluation keeps from one batch to the next."""
+"""The most bytes of weights that an evaluation keeps from one batch to the next."""
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-"""Whether the builds of oneDNN that this was measured with are here."""
+"""Whether oneDNN is here, on the platform that this was measured on."""
 
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Evaluate a model inside the block, without gradients. Its weights must not change meanwhile.
 
-    Weights that layers make for themselves are kept from one batch to the next if all are small enough. Else
-    only low-rank layers make theirs, for every batch, so that no more than one is there at a time.
+    Weights prepared by layers are kept from one batch to the next if together they are small enough. If not,
+    only low-rank layers prepare theirs, for every batch, so that only one exists at a time.
     """
     fusible = [FusedLayer(module) for module in _fusible(model)]
     keeps = sum(layer.bytes for layer in fusible) <= KEPT_BYTES
     layers = {layer.module: layer for layer in fusible if keeps or layer.is_adapted}
-    # Not in inference mode: what FSDP gathers there cannot be trained with after it.
+    # Not in inference mode: what FSDP gathers in it cannot be trained with afterwards.
     with torch.no_grad(), ExitStack() as changed:
         for module, layer in layers.items():
             layer.keeps = keeps
@@ -54,12 +54,12 @@ class FusedLayer:
     """The forward pass of a linear layer, with its adapter if it has one.
 
     Arguments:
-        module: the layer as PEFT has wrapped it, or as it is.
+        module: the layer, as PEFT wrapped it if it has an adapter.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.keeps = False  # its weight
-        self.has_gelu = False  # GPT-2's, of its outputs
+        self.keeps = False  # the prepared weight, between batches
+        self.has_gelu = False  # GPT-2's, applied to the outputs
         self.module = module
         self.is_adapted = isinstance(module, LowRankLayer)
         self._layer: Any = module
@@ -71,13 +71,13 @@ class FusedLayer:
 
     @property
     def bytes(self) -> int:
-        """Of its weight."""
+        """Bytes of its weight."""
         of = self._layer
         return int(4 * (of.nf * of.nx if isinstance(of, Conv1D) else of.out_features * of.in_features))
 
     def __call__(self, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         """Return outputs ``[..., outputs]`` for inputs ``[..., inputs]``."""
-        # To make a weight for one batch pays where that has more tokens than the layer has inputs. A sum in
+        # Preparing a weight for one batch pays if that has more tokens than the layer has inputs. A sum in
         # bfloat16 would lose the update.
         pays = self.keeps or x.numel() > x.shape[-1] ** 2
         if arguments or options or not pays or not is_exact(x):
@@ -100,7 +100,7 @@ class FusedLayer:
 
 
 def _fusible(model: nn.Module) -> list[nn.Module]:
-    """Find the layers that have adapters and, where oneDNN is of use, those that have none."""
+    """Find the layers with adapters and, where oneDNN is of use, those without."""
     adapted: list[nn.Module] = [module for module in model.modules() if isinstance(module, LowRankLayer)]
     inside = {part for module in adapted for part in module.modules()}
     plain = (one for one in model.modules() if one not in inside and _is_plain(one)) if HAS_ONEDNN else ()
@@ -108,13 +108,13 @@ def _fusible(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Say whether a layer on the CPU does no more than to multiply, which a class derived from it may."""
+    """Return whether a layer is on the CPU and only multiplies; derived classes may do more."""
     is_linear = getattr(module.forward, "__func__", None) in (nn.Linear.forward, Conv1D.forward)
     return is_linear and next(module.parameters()).device.type == "cpu"
 
 
 def _is_gpt2_mlp(module: nn.Module) -> TypeGuard[GPT2MLP]:
-    """Say whether a module computes tanh's GELU of what ``c_fc`` gives, by ``act``."""
+    """Return whether a module applies the tanh GELU to the outputs of ``c_fc``, by ``act``."""
     if not isinstance(module, GPT2MLP) or type(module).forward is not GPT2MLP.forward:
         return False
     return isinstance(module.act, nn.GELU) and module.act.approximate == "tanh"
@@ -122,7 +122,7 @@ def _is_gpt2_mlp(module: nn.Module) -> TypeGuard[GPT2MLP]:
 
 @contextmanager
 def _computed_by(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Have a module compute something else inside the block."""
+    """Replace a module's forward pass inside the block."""
     vars(module)["forward"] = forward
     try:
         yield

@@ -1,9 +1,8 @@
-"""The last block of a decoder, computed for no other tokens than those that the head reads.
+"""The last block of a decoder, computed only for the tokens that the head reads.
 
-A decoder's classification head reads one token of each text, its last. Of other tokens nothing is needed but
-the keys and values that this one attends to: all that the last block's MLP computes of them, which is two
-thirds of the block, is thrown away, and so is what they attend to. Without it, logits and gradients are the
-same.
+A decoder's classification head reads one token of each text, its last. Of the other tokens only the keys and
+values that this one attends to are needed: what the last block's MLP, two thirds of the block, and its
+attention compute for them is thrown away. Logits and gradients are the same without it.
 """
 
 from __future__ import annotations
@@ -15,41 +14,41 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from trainables import dropout
 from trainables.attention import attend, attend_as
+from trainables.dropout import DRAWN_AHEAD
 
-ATTENTION = f"{dropout.ATTENTION}_of_read_tokens"
-"""What transformers knows :func:`attend_from_read` by."""
+DRAWN_AHEAD_AT_READ = f"{DRAWN_AHEAD}_of_read_tokens"
+"""The name under which transformers finds attention from the read tokens only."""
 
 DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
-"""Architectures, by ``model_type``, whose last block ends with an MLP that is added to its inputs."""
+"""Architectures, by ``model_type``, whose last block ends with an MLP added to its inputs."""
 
 _READ: ContextVar[torch.Tensor | None] = ContextVar("read", default=None)
-"""[texts]; the token of each that the head reads, while a model's forward pass runs."""
+"""[texts]; index of the token of each that the head reads, during a model's forward pass."""
 
 
 def narrow_last_block(model: PreTrainedModel) -> None:
-    """Have the last block compute only the tokens that the head reads, if it is of a known kind, in place."""
+    """Have the last block of a known architecture compute only the tokens that the head reads, in place."""
     if (mlp := last_mlp(model)) is None:
         return
     model.register_forward_pre_hook(_find, with_kwargs=True)
     model.register_forward_hook(_forget, always_call=True)
     mlp.register_forward_pre_hook(_narrow)
     if (attention := last_attention(model)) is not None and model.config._attn_implementation == "sdpa":
-        attend_as(attention, ATTENTION)
+        attend_as(attention, DRAWN_AHEAD_AT_READ)
 
 
 def has_last_token_head(model: PreTrainedModel) -> bool:
-    """Say whether a model is a decoder whose head, ``score``, reads nothing but :func:`read_tokens`.
+    """Return whether a model is a decoder whose head, ``score``, reads only :func:`read_tokens`.
 
-    Code that came with a model may do anything, under whatever name.
+    Code that comes with a model may do anything, under any name, so only that of transformers counts.
     """
     is_known = type(model).__module__.startswith("transformers.models.")
     return is_known and model.config.model_type in DECODERS
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:
-    """Return the MLP of whose outputs nobody reads other tokens than :func:`read_tokens`, if there is one."""
+    """Return the MLP whose outputs are read at :func:`read_tokens` only, if there is one."""
     if (block := last_block(model)) is None:
         return None
     mlp = block.mlp
@@ -58,9 +57,9 @@ def last_mlp(model: PreTrainedModel) -> nn.Module | None:
 
 
 def last_attention(model: PreTrainedModel) -> nn.Module | None:
-    """Return the last attention, if what it does with its outputs goes for any number of tokens.
+    """Return the last attention, if it can handle outputs of any number of tokens.
 
-    Only GPT-2's does: others give them the shape of their inputs.
+    Only GPT-2's can: others reshape them to the shape of their inputs.
     """
     if (block := last_block(model)) is None or model.config.model_type != "gpt2":
         return None
@@ -70,7 +69,7 @@ def last_attention(model: PreTrainedModel) -> nn.Module | None:
 
 
 def last_block(model: PreTrainedModel) -> nn.Module | None:
-    """Return the last block of a decoder that is known here."""
+    """Return the last block of a known decoder."""
     if not has_last_token_head(model):
         return None
     (blocks,) = (child for child in model.base_model.children() if isinstance(child, nn.ModuleList))
@@ -78,7 +77,7 @@ def last_block(model: PreTrainedModel) -> nn.Module | None:
 
 
 def read_tokens(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Return which token of each text a head reads, ``[texts]``: as transformers has it, the last no padding.
+    """Return the index of the token that a head reads, ``[texts]``: the last one that is not padding.
 
     Arguments:
         input_ids: [texts, longest].
@@ -89,7 +88,7 @@ def read_tokens(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
 
 
 def take_read(hidden: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Take the tokens that the head reads of ``[texts, longest, width]``: ``[texts, 1, width]``."""
+    """Return the tokens that the head reads, ``[texts, 1, width]``, of ``[texts, longest, width]``."""
     return hidden[torch.arange(len(hidden), device=hidden.device), read][:, None]
 
 
@@ -102,15 +101,15 @@ def attend_from_read(
     read: torch.Tensor,
     **options: Any,
 ) -> torch.Tensor:
-    """Compute what the read token of each text attends to: ``[texts, 1, heads, width]``.
+    """Compute attention for the read token of each text only: ``[texts, 1, heads, width]``.
 
     Arguments:
         module: the attention.
         query: [texts, heads, longest, width].
         key: the same.
         value: the same.
-        attention_mask: [texts, 1, longest, longest], true where a token attends to another; None is to all
-            before it and itself.
+        attention_mask: [texts, 1, longest, longest], true where a token attends to another; with None,
+            each attends to itself and all before it.
         read: [texts].
         options: of :func:`trainables.attention.attend`.
     """
@@ -136,15 +135,15 @@ def _attention(
     return attend_from_read(module, query, key, value, attention_mask, read, **options), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
+AttentionInterface.register(DRAWN_AHEAD_AT_READ, _attention)
 
 
 def _find(
     model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Note which tokens are read, and spare the model its mask.
+    """Note which tokens are read, and withhold the padding mask from the model.
 
-    Padding comes after the text, and no token attends to later ones: without a mask PyTorch does less.
+    Padding comes after the text, and no token attends to later ones: without a mask PyTorch does less work.
     """
     assert isinstance(model, PreTrainedModel)
     input_ids = options["input_ids"] if "input_ids" in options else arguments[0]
@@ -157,9 +156,9 @@ def _forget(model: nn.Module, arguments: tuple[Any, ...], output: object) -> Non
 
 
 def _narrow(mlp: nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor | None:
-    """Make ``[texts, longest, width]`` to ``[texts, 1, width]``, which the block adds to all tokens.
+    """Reduce ``[texts, longest, width]`` to ``[texts, 1, width]``, which the block adds to all tokens.
 
-    So it does with the last attention's outputs: what other tokens come to nobody reads.
+    It does the same with the last attention's outputs: the results at other tokens are never read.
     """
     (hidden,) = arguments
     read = _READ.get()

@@ -20,15 +20,15 @@ _PROCESS = Path("/proc/self")
 _C = ctypes.CDLL(None)
 
 _M_MMAP_THRESHOLD = -3
-"""Of glibc's malloc.h."""
+"""From glibc's malloc.h."""
 
 
 class Stopwatch:
     """Add up the seconds of the blocks it is wrapped around, the device's queued work included.
 
     Arguments:
-        device: whose work is waited for.
-        seconds: what was measured before.
+        device: whose queued work is waited for.
+        seconds: measured before.
     """
 
     def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
@@ -53,17 +53,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new high-water mark, on a GPU without what was there before and nobody needs."""
+    """Reset the high-water mark; on a GPU, free what nothing uses first."""
     if device.type == "cuda":
         gc.collect()
-        torch.cuda.empty_cache()  # what the allocator keeps is lost to the processes that share the GPU
+        torch.cuda.empty_cache()  # what the allocator caches is unavailable to processes that share the GPU
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         (_PROCESS / "clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
-    """Return the bytes of the high-water mark and how they were measured; nulls where neither can be read.
+    """Return the bytes of the high-water mark and how they were measured; None where they cannot be read.
 
     On CUDA it is the allocator's. On Linux it is the process's own ``VmHWM`` (proc(5)), interpreter and
     libraries included.
@@ -76,7 +76,7 @@ def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
 
 
 def give_back_memory() -> None:
-    """Free what only refers to itself, and have glibc give the kernel what is free (malloc_trim(3))."""
+    """Collect garbage, and have glibc return free memory to the kernel (malloc_trim(3))."""
     gc.collect()
     trim = getattr(_C, "malloc_trim", None)
     if trim is not None:
@@ -87,9 +87,9 @@ def give_back_memory() -> None:
 def large_blocks_apart(wanted: bool = True) -> Iterator[None]:
     """Have glibc take blocks of a megabyte and more from the kernel one by one (mallopt(3)), if wanted.
 
-    Such a block goes back when it is freed, where it would else leave a hole that small ones break up: less
-    memory, and more time to get it. Nothing changes where glibc's own thresholds are in force, as they do
-    much the same, or where there is no glibc.
+    A freed block then goes back to the kernel instead of leaving a hole that small blocks break up: less
+    memory, slower allocation. Nothing changes under glibc's default thresholds, which do much the same, or
+    without glibc.
     """
     usual = os.environ.get("MALLOC_MMAP_THRESHOLD_")
     set_option = getattr(_C, "mallopt", None)

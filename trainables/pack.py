@@ -1,9 +1,9 @@
-"""A pack: trials that train side by side in one process, in one pass through their base where they can."""
+"""A pack: trials that train side by side in one process, in one pass through their base if they can."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,19 +14,16 @@ from trainables.batches import Batch
 from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch
 from trainables.shared_base import Guest, NotTogetherError, SharedBase, make_guest
-from trainables.stretch import Stretch, take_step
+from trainables.stretch import Course, Stretch, take_step
 from trainables.training import forward
 
-Course = Iterator[Stretch | Evaluation]
-"""A :func:`trainables.trial.trial_course`, which nobody but its pack asks to go on."""
-
 Outcome = Evaluation | Exception
-"""What a trial comes to: its next evaluation, or the error that ended it."""
+"""A trial's next evaluation, or the error that ended it."""
 
 TOLERANCE: Final = {"highest": 1e-4, "high": 2e-2, "medium": 5e-2}
 """How far logits may be from those a trial has alone, by how matrices are multiplied: rounding, and no more.
 
-Of TF32 and bfloat16 factors (:attr:`ModelSettings.float32_matmul`) 11 and 8 bits are kept.
+TF32 and bfloat16 (:attr:`ModelSettings.float32_matmul`) keep 11 and 8 bits of each factor.
 """
 
 
@@ -35,23 +32,23 @@ class _Member:
     """A trial of the pack."""
 
     name: str
-    course: Course
-    stretch: Stretch | None = None  # what it is to be trained now
-    guest: Guest | None = None  # None takes its steps by itself
+    course: Course  # only the pack advances it
+    stretch: Stretch | None = None  # the training that is due
+    guest: Guest | None = None  # None if it takes its steps alone
     has_begun: bool = False
-    is_new: bool = True  # its logits with others were not yet held against those it has alone
+    is_new: bool = True  # its logits in a shared pass have not been checked yet
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A step that a member is about to take."""
+    """A member's next step."""
 
     member: _Member
     stretch: Stretch
     batch: Batch
 
     def alone(self) -> torch.Tensor:
-        """Return the logits that the trial has alone, and leave its random stream as it was."""
+        """Return the logits that the trial has alone; leave its random stream unchanged."""
         stream = self.stretch.trained.stream
         state, batch = stream.state, self.batch.to(self.stretch.trained.device)
         with torch.no_grad(), stream.active():
@@ -61,15 +58,15 @@ class _Step:
 
 
 class Pack:
-    """Train trials side by side: in each round a step of each, taken together by those that can.
+    """Train trials side by side: each round takes one step of each, in one pass for those that can share it.
 
     Trials join and leave between any two rounds. Each has the numbers that it has alone, to rounding; its
-    first step with others is held against that. One that cannot share the pass takes its steps by itself,
-    and the pack says so.
+    first shared step is checked against that. One that cannot share the pass takes its steps alone, and the
+    pack reports it.
 
     Arguments:
         base: the base model that all trials have.
-        report: is told which trials train by themselves, and why.
+        report: is told which trials train alone, and why.
     """
 
     def __init__(self, base: BaseModel, report: Callable[[str], None] = print) -> None:
@@ -80,39 +77,39 @@ class Pack:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no trial has training to do."""
+        """Whether no trial has training due."""
         return all(member.stretch is None for member in self._members.values())
 
     def join(self, name: str, course: Course) -> None:
-        """Take in a trial, in place of one of the same name; it trains once it is told to go on."""
+        """Add a trial, replacing one of the same name; it trains after :meth:`go_on`."""
         self._members[name] = _Member(name, course)
 
     def leave(self, name: str) -> None:
-        """Let go of a trial, wherever it is."""
+        """Remove a trial, if it is here, at any point of its course."""
         if (member := self._members.pop(name, None)) is not None:
             self._take_apart(member)
 
     def go_on(self, name: str) -> Outcome | None:
-        """Have a trial go on to its next evaluation; return that, or None where it is to be trained first.
+        """Advance a trial; return its next evaluation, or None if it must be trained first.
 
-        A trial that comes to an error has left.
+        A trial that raises an error leaves, and the error is returned.
         """
         member = self._members[name]
         try:
-            asked = next(member.course)
+            item = next(member.course)
         except Exception as error:
             self.leave(name)
             return error
-        if isinstance(asked, Evaluation):
+        if isinstance(item, Evaluation):
             member.stretch = None
-            return asked
+            return item
         if not member.has_begun:
-            member.guest, member.has_begun = self._seat(name, asked), True
-        member.stretch = asked
+            member.guest, member.has_begun = self._seat(name, item), True
+        member.stretch = item
         return None
 
     def train(self) -> dict[str, Outcome]:
-        """Take one step of each trial that has training to do; return what trials have come to."""
+        """Take one step of each trial that has training due; return the outcomes of those that went on."""
         outcomes: dict[str, Outcome] = {}
         groups: defaultdict[object, list[_Step]] = defaultdict(list)
         for member in list(self._members.values()):
@@ -141,25 +138,25 @@ class Pack:
             return None
 
     def _take_apart(self, member: _Member) -> None:
-        """Have a trial's own model be what has come of its steps with others."""
+        """Copy what a trial has trained in shared steps back into its own model."""
         if member.guest is not None and (shared := self._shared.get(member.guest.kind)) is not None:
             shared.let_go(member.guest)
 
     def _part(self, step: _Step, reason: object) -> None:
-        """Have a trial take its steps by itself from now on."""
+        """Have a trial take its steps alone from now on."""
         self._take_apart(step.member)
         step.member.guest = None
         self._report(f"{step.member.name} trains by itself in its pack: {reason}")
 
     def _together(self, kind: object, steps: Sequence[_Step]) -> Sequence[_Step]:
-        """Take steps in one pass; return those that must be taken by themselves."""
+        """Take steps in one pass; return those that must be taken alone."""
         apart: list[_Step] = []
         while len(steps) > 1:
             states = [step.stretch.trained.stream.state for step in steps]
             error = None
             try:
                 strange = self._step(kind, steps)
-            except Exception as raised:  # of all, so whose it is shows when they take it by themselves
+            except Exception as raised:  # whose error it is shows when each takes its step alone
                 # Its text: the error itself would keep all activations of the step in memory.
                 error, strange = f"{type(raised).__name__}: {raised}", list(steps)
             if not strange:
@@ -176,7 +173,7 @@ class Pack:
         return [*apart, *steps]
 
     def _step(self, kind: object, steps: Sequence[_Step]) -> list[_Step]:
-        """Take steps in one pass, or return those that come to other logits than they have alone."""
+        """Take steps in one pass, or return those whose logits differ from what they are alone."""
         expected = {step.member.name: step.alone() for step in steps if step.member.is_new}
         by_guest = {id(step.member.guest): step for step in steps}
         guests = [step.member.guest for step in steps if step.member.guest is not None]
@@ -194,7 +191,7 @@ class Pack:
                 wanted = expected.get(step.member.name)
                 if wanted is not None and not _is_close(own, wanted, dtype):
                     off = (own - wanted).abs().max().item()
-                    self._part(step, f"with others its logits are off by {off:.2g}")
+                    self._part(step, f"in a shared pass its logits are off by {off:.2g}")
                     strange.append(step)
             if strange:
                 return strange
@@ -209,7 +206,7 @@ class Pack:
 
 
 def _by_itself(step: _Step) -> Exception | None:
-    """Take a step as a trial alone does; return the error that it came to."""
+    """Take a step as a trial alone does; return the error that it raised."""
     watch = Stopwatch(step.stretch.trained.device)
     try:
         with watch.running(), step.stretch.trained.stream.active():

@@ -1,4 +1,4 @@
-"""A trial trained by several processes at once: who they are, and what each has of the model and the data."""
+"""A trial trained by several processes at once: who they are, and which part of model and data each has."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Parallelism = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train a trial together, one of which this is.
+    """The processes that train a trial together, of which this is one.
 
-    The default process group of ``torch.distributed`` joins them. Every one drives the same trial, in step
-    with the others; only rank 0 writes files.
+    The default process group of ``torch.distributed`` joins them. Each drives the same trial, in step with
+    the others; only rank 0 writes files.
     """
 
     rank: int = 0
@@ -38,7 +38,7 @@ ALONE = Group()
 
 
 def spread(model: nn.Module, group: Group, device: torch.device, in_parts: bool = False) -> nn.Module:
-    """Put a model on its devices, in place, and return what to take training steps with.
+    """Put a model on its devices, in place, and return the module to take training steps with.
 
     A step's gradient is then the mean of the ranks' gradients.
 
@@ -46,7 +46,7 @@ def spread(model: nn.Module, group: Group, device: torch.device, in_parts: bool 
         model: the same on every rank.
         group: the ranks.
         device: this rank's.
-        in_parts: whether gradients of several backward passes are added up to a step's.
+        in_parts: whether a step adds up the gradients of several backward passes.
     """
     if group.shards_model:
         _shard(model, group, device)
@@ -54,9 +54,9 @@ def spread(model: nn.Module, group: Group, device: torch.device, in_parts: bool 
     model.to(device)
     if group.size == 1:
         return model
-    # All ranks have made the same model from the same seed, and may not write to weights that they share.
-    # A model may have parameters that no step uses. Finding them once costs least, but takes an exchange in
-    # the first backward pass.
+    # All ranks have made the same model from the same seed, and must not write to shared weights. A model may
+    # have parameters that no step uses: finding them once is cheapest, but needs an exchange in the first
+    # backward pass.
     return DistributedDataParallel(
         model,
         init_sync=False,
@@ -73,20 +73,20 @@ def _shard(model: nn.Module, group: Group, device: torch.device) -> None:
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh)
-    # By default the rest would stay whole after a forward pass, and not be what is saved and loaded.
+    # By default the rest would stay whole after a forward pass, but saving and loading need parts.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
-    """Keep a model that :func:`spread` returned from exchanging gradients: more are to be added to them.
+    """Keep a model that :func:`spread` returned from exchanging gradients that more will be added to.
 
-    FSDP exchanges them all the same, as a rank has no room for those of the whole model.
+    FSDP exchanges them anyway, as a rank has no room for those of the whole model.
     """
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def total(tensor: torch.Tensor, group: Group, device: torch.device) -> torch.Tensor:
-    """Return the sum of the ranks' tensors, where the tensor was; ranks talk through their ``device``."""
+    """Return the sum of the ranks' tensors, on the tensor's device; ranks exchange it through ``device``."""
     if group.size == 1:
         return tensor
     shared = tensor.to(device, copy=True)
@@ -105,7 +105,7 @@ def of_all_ranks(tensor: torch.Tensor, group: Group, device: torch.device) -> li
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the whole of a tensor of which each rank has a part; all ranks must ask."""
+    """Return the whole of a tensor of which each rank has a part; all ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -12,17 +12,17 @@ import torch
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import peak_memory, shared_memory
-from trainables.trial import CPU, TrialSpec, run_trial
+from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial
 
 STEPS = 2
-"""Optimizer steps of a probe: after the first one, AdamW's state is there, too."""
+"""Optimizer steps of a probe: the first allocates AdamW's state, the second runs beside it."""
 
 
 @dataclass(frozen=True)
 class Peak:
     """What a trial's process held at its peak."""
 
-    process_bytes: int | None  # of main memory, without what processes share; null where it cannot be read
+    process_bytes: int | None  # of main memory, without shared memory; None where it cannot be read
     gpu_bytes: int = 0  # of a GPU, with the process's CUDA context; 0 on a CPU
     gpu_total_bytes: int = 0  # that GPU's memory
 
@@ -30,18 +30,18 @@ class Peak:
 def probe(
     spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel, device: torch.device = CPU
 ) -> Peak:
-    """Run a trial of two steps on the longest examples, checkpoint and test included; say what it held.
+    """Run a trial of two steps on the longest examples, checkpoint and test included; return what it held.
 
-    The process should be a fresh one: what it held before counts.
+    Call it in a fresh process: what the process held before counts.
 
     Arguments:
         spec: a method's hungriest trial.
-        data: of the experiment; the longest examples are taken from it.
+        data: the experiment's; the longest examples are taken from it.
         test: the test split; its longest examples are judged as in the confirm phase.
         base: the base model's shared weights.
-        device: runs it; a GPU should have nothing else to do.
+        device: runs it; a GPU should be otherwise idle.
     """
-    # With hardly a step to speak of, a trial does not diverge, and holds as much.
+    # With next to no learning rate a trial does not diverge, and holds as much.
     settings = {"epochs": 1, "evaluations_per_epoch": 1, "learning_rate": 1e-8}
     training = spec.training.model_copy(update=settings)
     longest = replace(
@@ -52,7 +52,7 @@ def probe(
     judged = longest_examples(test, training.evaluation_batch_size)
     with TemporaryDirectory() as directory:
         short, best = replace(spec, training=training), Path(directory) / "best"
-        for _ in run_trial(short, longest, base, best, judged, device=device):
+        for _ in run_trial(TrialInputs(short, longest, base, best, judged, device=device)):
             pass
     held, _ = peak_memory(CPU)
     process = None if held is None else held - shared_memory()
@@ -61,20 +61,13 @@ def probe(
 
 def longest_examples(split: TokenizedSplit, count: int) -> TokenizedSplit:
     """Return a split's ``count`` longest examples, or all where it has fewer."""
-    rows = np.argsort(-np.diff(split.offsets), kind="stable")[:count]
-    pieces = [split.tokens[split.offsets[row] : split.offsets[row + 1]] for row in rows]
-    return TokenizedSplit(
-        tokens=np.concatenate(pieces),
-        offsets=np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]),
-        labels=split.labels[rows],
-        example_ids=split.example_ids[rows],
-    )
+    return split.take(np.argsort(-split.lengths, kind="stable")[:count])
 
 
 def _gpu_memory() -> tuple[int, int]:
-    """Return what this process held of its GPU at its peak, and the GPU's memory.
+    """Return this process's peak of GPU memory, and the GPU's total.
 
-    What the allocator has reserved is lost to others, used or not. What is in use beside that is this
+    What the allocator has reserved is unavailable to others, used or not. Anything else in use is this
     process's CUDA context and libraries, since a probe has its GPU to itself.
     """
     free, total = torch.cuda.mem_get_info()

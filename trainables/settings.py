@@ -11,22 +11,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
-"""Bytes that Linux takes."""
+"""The most bytes that Linux allows."""
 
 
 def _check_path(text: str) -> str:
-    """Refuse what no file system takes, so that whoever looks for it finds it or does not."""
+    """Refuse what no file system accepts, so that a lookup can only find it or not."""
     names = Path(text).parts
     if (
         "\0" in text
         or len(os.fsencode(text)) > LONGEST_PATH
         or any(len(os.fsencode(n)) > LONGEST_NAME for n in names)
     ):
-        raise PydanticCustomError("path", "expected what can be the name of a file")
+        raise PydanticCustomError("path", "expected a valid file name")
     try:
         Path(text).expanduser()
     except RuntimeError:
-        raise PydanticCustomError("path", "expected a home directory that there is") from None
+        raise PydanticCustomError("path", "expected a home directory that exists") from None
     return text
 
 
@@ -117,11 +117,11 @@ class TrainingDefaults(Settings):
 
     @property
     def saves_memory(self) -> bool:
-        """Whether a trial is to take less memory at the price of time."""
+        """Whether the trial trades time for memory."""
         return self.gradient_checkpointing or self.micro_batch_size is not None
 
     def parts(self, examples: int) -> int:
-        """Return in how many parts a batch goes through the model."""
+        """Return the number of parts in which a batch goes through the model."""
         return math.ceil(examples / (self.micro_batch_size or examples))
 
 

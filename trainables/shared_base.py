@@ -1,9 +1,9 @@
 """One forward pass through a frozen base for the batches of several trials, each with its own adapters.
 
-Batches lie one behind the other as one, ``[trials x texts, tokens]``, each filled up to the most texts and
-the longest text. What a trial trains lies in stacks (:mod:`trainables.stacks`), so that its adapters and head
-are a product for all trials, and dropout keeps of each trial's values what it keeps of them alone
-(:mod:`trainables.dropout`). So every trial gets what it would get alone, but for rounding.
+Batches are concatenated, ``[trials x texts, tokens]``, each padded to the most texts and the longest text.
+Trained parameters are in stacks (:mod:`trainables.stacks`), so that an adapter or a head is one product for
+all trials, and each trial has the dropout masks it has alone (:mod:`trainables.dropout`). So every trial gets
+what it would get alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from transformers import PreTrainedModel
 
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model, head_modules
 from trainables.batches import Batch
-from trainables.dropout import Masks, Sort, keep, scale
+from trainables.dropout import MaskKind, Masks, keep, scale
 from trainables.methods.low_rank_layers import LowRankLayer
+from trainables.precision import computing_in
 from trainables.stacked_layers import AdaptedLinear, OwnLinear, StackedAdapters
 from trainables.stacks import Stacks
-from trainables.state import Trained
+from trainables.training import Trained
 
 IGNORED = -100
-"""The label of a text that only fills a batch up."""
+"""The label of a text that only pads a batch."""
 
 
 class NotTogetherError(Exception):
-    """A trial's model is not one that can share the forward pass, with the reason."""
+    """Raise when a trial's model cannot share the forward pass, with the reason."""
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A trial whose base is computed together with that of others."""
+    """A trial that shares the forward pass through its base."""
 
     trained: Trained
     linear: Mapping[str, nn.Module]  # the frozen linear layers of its base, without adapters
@@ -47,12 +48,12 @@ class Guest:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Guests of one kind can share a pass: the same layers have adapters, of which all or none drop."""
-        drops = any(sort.of_adapters for sort in self.trained.masks.counts)
+        """Guests of one kind can share a pass: the same layers have adapters, with dropout in all or none."""
+        drops = any(kind.of_adapters for kind in self.trained.masks.counts)
         return (*(type(layer) for layer in self.linear.values()), *self.adapted, drops)
 
     def scaling(self, name: str) -> float:
-        """Return what an adapter's update is multiplied by."""
+        """Return the scaling of an adapter's update."""
         (scaling,) = self.adapted[name].scaling.values()
         return float(scaling)
 
@@ -61,16 +62,16 @@ def make_guest(trained: Trained) -> Guest:
     """Find the parts of a trial's model.
 
     Raises:
-        NotTogetherError: if it trains more than low-rank adapters of linear layers and a head of such layers.
+        NotTogetherError: if it trains more than low-rank adapters and a head, both of linear layers.
     """
     model = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
     if trained.stepped is not trained.model:
         raise NotTogetherError("several processes train it")
     assert isinstance(model, PreTrainedModel)
     if model.is_activation_checkpointing:
-        raise NotTogetherError("it computes activations again in the backward pass")
+        raise NotTogetherError("it recomputes activations in the backward pass")
     if trained.masks.counts and not trained.masks.is_of_use:
-        raise NotTogetherError("what it drops of each text cannot be drawn ahead")
+        raise NotTogetherError("its dropout masks cannot be drawn ahead")
     frozen: dict[str, nn.Module] = {}
     adapted: dict[str, LowRankLayer] = {}
     own: dict[str, nn.Parameter] = {}
@@ -90,7 +91,7 @@ def make_guest(trained: Trained) -> Guest:
                 own |= {f"{inner}.{key}": one for key, one in layer.named_parameters(recurse=False)}
     known = {id(one) for one in own.values()}
     if any(one.requires_grad and id(one) not in known for one in model.parameters()):
-        raise NotTogetherError("it trains weights of the base itself, or others than of linear layers")
+        raise NotTogetherError("it trains weights of the base itself, or of layers that are not linear")
     return Guest(trained, frozen, adapted, own)
 
 
@@ -106,11 +107,11 @@ def _of_adapter(name: str, layer: LowRankLayer) -> dict[str, nn.Parameter]:
 
 
 class SharedBase:
-    """A base that computes the batches of guests of one kind in one pass, and trains them.
+    """A base that runs the batches of guests of one kind in one pass, and trains the guests.
 
     Arguments:
         base: the base model's weights.
-        first: lends its linear layers, of which all guests of its kind have equal ones.
+        first: lends its linear layers, which are equal in all guests of its kind.
     """
 
     def __init__(self, base: BaseModel, first: Guest) -> None:
@@ -118,10 +119,10 @@ class SharedBase:
         self._model = build_model(base, seed=0)
         nn.Module.to(self._model, self._device).requires_grad_(False)
         self._model.train()
-        self._masks = Masks(self._model, longest=1)  # guests drop by masks, or not at all
-        self._guests: list[Guest] = []  # by the row of their stacks
+        self._masks = Masks(self._model, longest=1)  # guests have masks drawn ahead, or no dropout
+        self._guests: list[Guest] = []  # in the order of rows of the stacks
         self._stacks = Stacks({}, 0, self._device)
-        self._of_adapters: dict[tuple[int | None, ...], torch.Tensor] = {}  # the present step's masks
+        self._of_adapters: dict[tuple[int | None, ...], torch.Tensor] = {}  # the current step's masks
         self._generator = torch.Generator(self._device)
         self._pad_token_id: int = self._model.config.pad_token_id
         self._adapters: dict[str, StackedAdapters] = {}  # of these guests, by layer
@@ -135,11 +136,11 @@ class SharedBase:
 
     @property
     def guests(self) -> Sequence[Guest]:
-        """Those that are here, in the order in which :meth:`losses` takes their batches."""
+        """The current guests, in the order in which :meth:`losses` takes their batches."""
         return tuple(self._guests)
 
     def host(self, guests: Sequence[Guest]) -> None:
-        """Have these guests here and no others: those that leave get what they have trained."""
+        """Make these the only guests; those that leave get back what they have trained."""
         for guest in self.guests:
             if not any(guest is one for one in guests):
                 self.let_go(guest)
@@ -151,7 +152,7 @@ class SharedBase:
             for guest in self.guests:
                 self.let_go(guest)
             shapes = [{name: tuple(one.shape) for name, one in guest.own.items()} for guest in coming]
-            rows = 1 << (len(guests) - 1).bit_length()  # with room for some that come later
+            rows = 1 << (len(guests) - 1).bit_length()  # with room for later guests
             self._stacks = Stacks(_largest([self._stacks.shapes, *shapes]), rows, self._device)
         self._adapters = {} if coming else self._adapters
         for guest in coming:
@@ -159,7 +160,7 @@ class SharedBase:
             self._guests.append(guest)
 
     def let_go(self, guest: Guest) -> None:
-        """Give a guest what it has trained, if it is here; the last one takes its place."""
+        """Remove a guest that is here, and give it back what it has trained; the last one takes its place."""
         for row, one in enumerate(self._guests):
             if one is guest:
                 self._stacks.take_out(guest.trained)
@@ -173,17 +174,17 @@ class SharedBase:
     def losses(self, batches: Sequence[Batch], dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return each guest's logits, and their mean losses ``[guests]``, dropout included.
 
-        Each one's random stream is drawn from.
+        Masks are drawn from each guest's own random stream.
 
         Arguments:
-            batches: of each guest.
+            batches: one of each guest.
             dtype: to compute in.
         """
         trials, texts = len(batches), max(len(batch.labels) for batch in batches)
         longest = max(batch.input_ids.shape[1] for batch in batches)
         inputs = {name: torch.zeros((trials, texts, longest), dtype=torch.long) for name in batches[0].inputs}
         inputs["input_ids"].fill_(self._pad_token_id)
-        inputs["attention_mask"][:, :, 0] = 1  # a text that only fills up attends to itself
+        inputs["attention_mask"][:, :, 0] = 1  # a text that only pads attends to itself
         labels = torch.full((trials, texts), IGNORED)
         for row, batch in enumerate(batches):
             count, length = batch.input_ids.shape
@@ -193,7 +194,7 @@ class SharedBase:
         self._draw(batches, texts, longest)
         labels = labels.to(self._device, non_blocking=True)
         rows = {name: one.flatten(0, 1).to(self._device, non_blocking=True) for name, one in inputs.items()}
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with computing_in(dtype, self._device):
             whole = self._model(**rows).logits.float()
         each = cross_entropy(whole, labels.flatten(), reduction="none", ignore_index=IGNORED)
         shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches])
@@ -203,25 +204,25 @@ class SharedBase:
 
     def step(self, losses: torch.Tensor, max_gradient_norms: Sequence[float]) -> None:
         """Take each guest's optimizer step on its loss."""
-        # The base is frozen: no gradient of one trial's loss reaches what another trains.
+        # The base is frozen: no gradient of one trial's loss reaches another's parameters.
         losses.sum().backward()
         self._stacks.step(max_gradient_norms)
 
     def _draw(self, batches: Sequence[Batch], texts: int, longest: int) -> None:
         """Draw each guest's masks from its own stream, as it does alone."""
-        drawn: dict[Sort, torch.Tensor] = {}
-        kept: dict[Sort, torch.Tensor] = {}
+        drawn: dict[MaskKind, torch.Tensor] = {}
+        kept: dict[MaskKind, torch.Tensor] = {}
         for row, (guest, batch) in enumerate(zip(self._guests, batches, strict=True)):
             stream, own_texts, own_longest = guest.trained.stream, *batch.input_ids.shape
             self._generator.set_state(stream.state[self._device.type])
-            for sort, count in guest.trained.masks.counts.items():
-                key = Sort(0, sort.shape, True) if sort.of_adapters else sort
+            for kind, count in guest.trained.masks.counts.items():
+                key = MaskKind(0, kind.shape, True) if kind.of_adapters else kind
                 if key not in drawn:
-                    sizes = (len(batches), count, texts, *sort.sizes(longest))
+                    sizes = (len(batches), count, texts, *kind.sizes(longest))
                     drawn[key] = torch.zeros(sizes, device=self._device)
                     kept[key] = torch.ones((len(batches), *(1 for _ in sizes[1:])))
-                kept[key][row] = 1 - sort.p
-                place, size = drawn[key][row], (count, own_texts, *sort.sizes(own_longest))
+                kept[key][row] = 1 - kind.p
+                place, size = drawn[key][row], (count, own_texts, *kind.sizes(own_longest))
                 if place.shape == size:
                     place.uniform_(generator=self._generator)
                 else:
@@ -230,9 +231,9 @@ class SharedBase:
             stream.state = {**stream.state, self._device.type: self._generator.get_state()}
         for key, masks in drawn.items():
             scale(masks, kept[key].to(self._device, non_blocking=True) if key.of_adapters else 1 - key.p)
-            drawn[key] = masks.transpose(0, 1).contiguous()  # drawn by trial, used by place
+            drawn[key] = masks.transpose(0, 1).contiguous()  # drawn trial by trial, used site by site
         self._masks.put(drawn)
-        self._guests[0].trained.masks.put({})  # it says whose turn it is among adapters
+        self._guests[0].trained.masks.put({})  # counts from the first adapter again
         self._of_adapters = {key.shape: masks for key, masks in drawn.items() if key.of_adapters}
 
     def _linear(self, name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -248,12 +249,12 @@ class SharedBase:
         return result.view(*inputs.shape[:-1], -1)
 
     def _drop(self, name: str, inputs: torch.Tensor) -> torch.Tensor | None:
-        """Return what adapters see of their inputs, ``[guests, tokens, inputs]``, if that is not all."""
+        """Return the adapters' inputs after dropout, ``[guests, tokens, inputs]``; None if they have none."""
         if not self._of_adapters:
             return None
         (dropout,) = self._guests[0].adapted[name].lora_dropout.values()
-        sort, index = self._guests[0].trained.masks.next_site(dropout)
-        mask = self._of_adapters[sort.shape][index]
+        kind, index = self._guests[0].trained.masks.next_site(dropout)
+        mask = self._of_adapters[kind.shape][index]
         return keep(inputs, mask, 1).view(len(self._guests), -1, inputs.shape[-1])
 
     def _find_adapters(self, name: str) -> StackedAdapters:

@@ -43,7 +43,7 @@ def read_split(settings: DataSettings, key: str, split: str) -> Column:
         split: file or name.
 
     Raises:
-        InputError: for anything that cannot be read or is not as the settings say.
+        InputError: for anything that cannot be read or does not match the settings.
     """
     file = Path(split).expanduser()
     if file.is_file():
@@ -64,7 +64,7 @@ def _read_file(file: Path, key: str, columns: Sequence[str] | None) -> pd.DataFr
         raise InputError(key, f"{file} ends in {file.suffix!r}; expected one of {', '.join(FILE_KINDS)}")
     try:
         frame = _parse(file, columns)
-    except Exception as error:  # parsers raise what they happen to raise
+    except Exception as error:  # parsers raise errors of all kinds
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(key, f"{file} could not be read as {file.suffix[1:]}: {reason}") from error
     if columns is not None:
@@ -79,9 +79,9 @@ def _parse(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
         return pd.read_parquet(file)
     if file.suffix in (".jsonl", ".json"):
         return pd.read_json(file, lines=file.suffix == ".jsonl", dtype=False)
-    # Sentences hold bare quotes, and a tab-separated file has no use for quoting.
+    # Sentences contain bare quotes, and tab-separated files need no quoting.
     kind = {"sep": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
-    # All is text: the labels 1 and 01 are two. So are names of columns, of which pandas would rename doubles.
+    # All is read as text: the labels 1 and 01 differ. So is the header, where pandas would rename duplicates.
     rows = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, **kind)
     if columns is not None:
         return rows
@@ -96,7 +96,7 @@ def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFram
         loaded = datasets.load_dataset(settings.path, settings.config, split=split)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        # A wrong split name is the one failure that is not the dataset's.
+        # Only a wrong split name is not the dataset's own failure.
         where = key if "split" in reason.lower() else "data.path"
         raise InputError(
             where,

@@ -1,6 +1,6 @@
 """Layers of several trials in one product: a frozen one with each trial's adapters, or each trial's own.
 
-Inputs are ``[trials, tokens, inputs]``. What is trained lies in :mod:`trainables.stacks`, gradients included.
+Inputs are ``[trials, tokens, inputs]``. Trained parameters and gradients are in :mod:`trainables.stacks`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class StackedAdapters:
     stacks: Stacks
     name: str
     scaling: torch.Tensor  # [trials, 1, 1]
-    is_dora: torch.Tensor | None  # [trials, 1]; None is none of them
+    is_dora: torch.Tensor | None  # [trials, 1]; None if none is
     base_squared_norms: torch.Tensor | None  # [outputs], for DoRA
 
     def values(self, key: str, dtype: torch.dtype) -> torch.Tensor:
         return self.stacks.values(f"{self.name}.{key}").to(dtype)
 
     def norms(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the norms of base and update, ``[trials, outputs]``, as ``weight_norms`` does."""
+        """Return the norms of base plus update, ``[trials, outputs]``, as ``weight_norms`` does."""
         assert self.base_squared_norms is not None
         weight = weight.float()
         a, b = self.values("a", torch.float32) * self.scaling, self.values("b", torch.float32)
@@ -47,10 +47,10 @@ def _computed_in(x: torch.Tensor) -> torch.dtype:
 class AdaptedLinear(torch.autograd.Function):
     """A frozen layer and all trials' adapters of it, for inputs ``[trials, tokens, inputs]``.
 
-    LoRA's output is ``x W' + s (d A') B' + bias``, with d what is left of x. DoRA's, with c its magnitude
+    LoRA's output is ``x W' + s (d A') B' + bias``, with d being x after dropout. DoRA's, with c its magnitude
     over its norm, is ``x W' + (c - 1) d W' + c s (d A') B' + bias`` (Liu et al. 2024, equation 5 and section
-    4.3). What is trained is no input that autograd knows of: ``anchor``, any tensor that requires a gradient,
-    has it come here, and gets none.
+    4.3). Trained parameters are not inputs that autograd knows: ``anchor``, any tensor that requires a
+    gradient, makes it call backward, and gets none.
     """
 
     @staticmethod
@@ -111,7 +111,7 @@ class AdaptedLinear(torch.autograd.Function):
 
 
 class OwnLinear(torch.autograd.Function):
-    """A linear layer of which each trial has its own, for inputs ``[trials, tokens, inputs]``."""
+    """Each trial's own linear layer, for inputs ``[trials, tokens, inputs]``."""
 
     @staticmethod
     def forward(ctx: Any, anchor: torch.Tensor, x: torch.Tensor, stacks: Stacks, name: str) -> torch.Tensor:

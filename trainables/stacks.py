@@ -1,7 +1,7 @@
-"""What several trials train, in stacks: of each parameter those of all trials, one behind the other.
+"""The trained parameters of several trials, stacked: one tensor holds a parameter of all trials.
 
-Products of all trials' adapters are then one product each, and their gradients are clipped in one pass.
-Ranks may differ: a smaller adapter is filled up with zeros, whose gradients are zeros.
+All trials' products with their adapters are then one product, and their gradients are clipped in one pass.
+Ranks may differ: a smaller adapter is padded with zeros, whose gradients are zeros.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
-from trainables.state import Trained
+from trainables.training import Trained
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of each stack's parameters, by name."""
+"""The shape of each stack's parameters, by name."""
 
 
 class Stacks:
@@ -41,12 +41,12 @@ class Stacks:
             torch.zeros(rows, starts[-1], device=device) for _ in range(4)
         )
         self._steps = torch.zeros(rows, device=device)
-        self._written: set[str] = set()  # whose gradients are those of the present step
+        self._written: set[str] = set()  # names whose gradients are the current step's
         self.trials: list[Trained] = []  # by row
         self._own: list[Mapping[str, nn.Parameter]] = []  # by row, each trial's own parameters
 
     def fits(self, shapes: Shapes) -> bool:
-        """Say whether a trial's parameters fit into a row."""
+        """Return whether a trial's parameters fit into a row."""
         return shapes.keys() <= self.shapes.keys() and all(
             size <= most
             for name, shape in shapes.items()
@@ -58,7 +58,7 @@ class Stacks:
         return self._stack(self._values, name)
 
     def add_gradient(self, name: str, left: torch.Tensor, right: torch.Tensor) -> None:
-        """Put a gradient, ``left @ right``, where :meth:`step` finds it, on top of what the step had already.
+        """Add a gradient, ``left @ right``, to those that :meth:`step` will use.
 
         Arguments:
             name: whose gradient it is.
@@ -90,7 +90,7 @@ class Stacks:
                 self._copy(moments, row, {n: known[one][key] for n, one in own.items() if one in known})
 
     def take_out(self, trained: Trained) -> None:
-        """Give a trial what it has trained, and its row to the last one."""
+        """Copy a trial's row back into its own tensors; the last trial takes the row."""
         row = next(row for row, one in enumerate(self.trials) if one is trained)
         own, optimizer = self._own[row], trained.optimizer
         with torch.no_grad():
@@ -116,7 +116,7 @@ class Stacks:
     def step(self, max_gradient_norms: Sequence[float]) -> None:
         """Take each trial's optimizer step, with its gradients clipped to its own norm.
 
-        It is ``clip_grad_norm_`` and the step of PyTorch's AdamW.
+        It computes what ``clip_grad_norm_`` and PyTorch's AdamW do.
         """
         count = len(self.trials)
         gradients = self._gradients[:count]
@@ -142,7 +142,7 @@ class Stacks:
                 eps=group["eps"],
                 maximize=False,
             )
-            # The schedule warns where it is asked before the optimizer.
+            # The schedule warns if it steps before the optimizer.
             trained.optimizer._opt_called = True  # type: ignore[attr-defined]
             trained.schedule.step()
         self._written.clear()

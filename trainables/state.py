@@ -1,4 +1,4 @@
-"""The state of a trial in training: all it takes to go on as if nothing had happened."""
+"""The state of a trial in training: all that it takes to go on with the same numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
 
-from trainables.dropout import Masks
 from trainables.errors import DamagedStateError
-from trainables.parallel import Group, of_all_ranks, own_part, whole
-from trainables.training import RandomStream
+from trainables.parallel import of_all_ranks, own_part, whole
+from trainables.training import Trained
 
 TENSORS_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
 
@@ -33,32 +30,18 @@ class Progress:
     step: int = 0  # optimizer steps
     examples: int = 0  # trained examples
     tokens: int = 0  # trained tokens without padding
-    best: tuple[float, float] | None = None  # validation accuracy, and loss with its sign turned
+    best: tuple[float, float] | None = None  # validation accuracy, and negated loss
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     setup_seconds: float = 0.0
     peak_memory_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What changes while a trial trains."""
-
-    model: nn.Module
-    stepped: nn.Module  # what steps are taken with: the model, or what averages its gradients over ranks
-    optimizer: AdamW
-    schedule: LRScheduler
-    stream: RandomStream
-    masks: Masks  # what the model drops in a step
-    device: torch.device
-    group: Group  # the ranks it is spread over; all of them save and restore together
-
-
 class TrialState:
-    """A trial's handle on its own state: ``TrialState()`` starts anew, one that was read goes on.
+    """A trial's handle on its own state: ``TrialState()`` starts it, one that was read goes on.
 
-    Give it to ``run_trial`` and save it between two evaluations. It holds the trained parameters and what the
-    optimizer knows of them, never the frozen base.
+    Give it to ``run_trial`` and save it between two evaluations. It holds the trained parameters and their
+    optimizer state, never the frozen base.
     """
 
     def __init__(self) -> None:
@@ -72,7 +55,7 @@ class TrialState:
         """Read what :meth:`save` wrote.
 
         Raises:
-            DamagedStateError: if it is not whole, or not what was written.
+            DamagedStateError: if it is incomplete, or not what was written.
         """
         state = cls()
         try:
@@ -90,7 +73,7 @@ class TrialState:
     def save(self, directory: Path) -> None:
         """Write the state to a new directory, whole or not at all.
 
-        Of several ranks, rank 0 writes, and all must ask.
+        Of several ranks, rank 0 writes, and all must call it.
 
         Raises:
             OSError: if it could not be written.
@@ -116,7 +99,7 @@ class TrialState:
         temporary.rename(directory)
 
     def attach(self, trained: Trained) -> None:
-        """Take hold of what a trial has set up, and put into it what was read."""
+        """Attach to what a trial has set up, and restore into it what was read."""
         if self._tensors:
             trained.schedule.load_state_dict(self._schedule)
             _restore(trained, self._tensors)
@@ -163,17 +146,17 @@ def _restore(trained: Trained, tensors: Mapping[str, torch.Tensor]) -> None:
     parameters = [parameter for group in trained.optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
         known = _below(f"optimizer.{names[parameter]}", tensors)
-        # A moment has its parameter's shape, and is spread like it; the step is a number.
+        # A moment has its parameter's shape and is split over ranks like it; the step is a scalar.
         state[index] = {
             key: own_part(value, trained.model) if value.shape == parameter.shape else value
             for key, value in known.items()
         }
-    # It moves each tensor to its parameter's device.
+    # This moves each tensor to its parameter's device.
     trained.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what training changes: trained parameters, and buffers that are a part of the model."""
+    """Return what training changes: trained parameters, and buffers of its state_dict."""
     kept = model.state_dict().keys()
     return {
         **{name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad},

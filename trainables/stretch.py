@@ -1,24 +1,23 @@
-"""The training between two evaluations of a trial, which whoever drives the trial carries out."""
+"""The training between two evaluations of a trial, which the trial's driver carries out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from trainables.batches import Batch
+from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch, large_blocks_apart
 from trainables.parallel import total
 from trainables.settings import TrainingSettings
-from trainables.state import Trained
-from trainables.training import train_step
+from trainables.training import Trained, train_step
 
 
 @dataclass
 class Stretch:
-    """What is to be trained until a trial's next evaluation, and what has come of it so far."""
+    """The training due before a trial's next evaluation, and its totals so far."""
 
     trained: Trained
     batches: Iterator[Batch]  # one per step, until the evaluation
@@ -30,20 +29,24 @@ class Stretch:
     _loss_sum: torch.Tensor | float = field(default=0.0, repr=False)  # over this rank's examples
 
     def add(self, batch: Batch, loss: torch.Tensor) -> None:
-        """Count a step that was taken on a batch, with its mean loss, a detached scalar."""
+        """Count a step taken on a batch, with its mean loss, a detached scalar."""
         self._loss_sum = self._loss_sum + loss * batch.size
         self.examples += batch.size
         self.tokens += batch.tokens
 
     def mean_loss(self) -> float:
-        """Return the mean loss over the examples; all ranks must ask."""
+        """Return the mean loss over the examples; all ranks must call it."""
         group, device = self.trained.group, self.trained.device
         loss_sum = total(torch.as_tensor(self._loss_sum, device=device), group, device)
         return loss_sum.item() / group.size / self.examples
 
 
+Course = Iterator[Stretch | Evaluation]
+"""The items of a :func:`trainables.trial.trial_course`: a stretch to train, an evaluation, and so on."""
+
+
 def train(stretch: Stretch) -> None:
-    """Take all steps of a stretch, one after another; ranks of a group take them together."""
+    """Take all steps of a stretch in order; the ranks of a group take them together."""
     watch = Stopwatch(stretch.trained.device)
     with watch.running(), stretch.trained.stream.active():
         for batch in stretch.batches:
@@ -52,17 +55,7 @@ def train(stretch: Stretch) -> None:
 
 
 def take_step(stretch: Stretch, batch: Batch) -> None:
-    """Take a step on a batch; dropout draws from torch's present random state."""
-    trained, settings = stretch.trained, stretch.settings
-    with large_blocks_apart(settings.saves_memory):
-        loss = train_step(
-            trained.stepped,
-            batch.to(trained.device),
-            trained.optimizer,
-            trained.schedule,
-            settings.max_gradient_norm,
-            stretch.dtype,
-            settings.parts(math.ceil(batch.size / trained.group.size)),  # on every rank as many
-            trained.masks,
-        )
+    """Take a step on a batch; dropout draws from torch's current random state."""
+    with large_blocks_apart(stretch.settings.saves_memory):
+        loss = train_step(stretch.trained, batch, stretch.settings, stretch.dtype)
     stretch.add(batch, loss)

@@ -1,4 +1,4 @@
-"""One trial as a generator of evaluations. Whoever drives it decides what happens between two of them."""
+"""One trial as a generator of evaluations. Its driver decides what happens between two of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters, recompute_activations
 from trainables.batches import Batch, batches, training_batches
-from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
+from trainables.checkpoints import Checkpoint, Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.dropout import draw_ahead
 from trainables.errors import DivergedError
 from trainables.evaluation import Evaluation as Evaluation
 from trainables.evaluation import TestOutcome as TestOutcome
-from trainables.features import remember_features
+from trainables.features import Features, remember_features
 from trainables.measure import (
     Stopwatch,
     count_parameters,
@@ -33,22 +33,22 @@ from trainables.measure import (
 from trainables.methods import METHODS, MethodSettings
 from trainables.parallel import ALONE, Group, spread, total
 from trainables.quantization import quantize
+from trainables.scoring import Scores, evaluate
 from trainables.settings import TrainingSettings
-from trainables.state import Progress, Trained, TrialState
-from trainables.stretch import Stretch, train
-from trainables.training import RandomStream, evaluate, make_optimizer
+from trainables.state import Progress, TrialState
+from trainables.stretch import Course, Stretch, train
+from trainables.training import RandomStream, Trained, make_optimizer
 
 CPU = torch.device("cpu")
 
 MOST_TOKENS = {"cpu": 1024, "cuda": 4096}
-"""Of an evaluation batch, at most, by device.
+"""The most tokens of an evaluation batch, by device.
 
-Of more, what one layer hands to the next leaves a CPU's cache, and an evaluation takes more of a GPU's memory
-than training does.
+With more, activations no longer fit a CPU's cache, and an evaluation takes more GPU memory than training.
 """
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What stands in the plain errors of PyTorch's allocator on a CPU, of CUDA itself and of its libraries."""
+"""Text in the plain errors of PyTorch's CPU allocator, of CUDA itself and of its libraries."""
 
 
 @dataclass(frozen=True)
@@ -66,159 +66,183 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a method makes of the base model."""
+    """The size of the model that a method makes of the base."""
 
     trainable_parameters: int
     total_parameters: int
     model_bytes: int
 
 
-def run_trial(
-    spec: TrialSpec,
-    data: TokenizedData,
-    base: BaseModel,
-    checkpoint_directory: Path | None,
-    test: TokenizedSplit | None = None,
-    state: TrialState | None = None,
-    group: Group = ALONE,
-    device: torch.device = CPU,
-    elsewhere: Elsewhere | None = None,
-) -> Iterator[Evaluation]:
+@dataclass(frozen=True)
+class TrialInputs:
+    """What a trial is run with; a ``test`` split needs a ``checkpoint_directory``."""
+
+    spec: TrialSpec
+    data: TokenizedData  # train and validation splits; the test split is not among them
+    base: BaseModel  # shared weights
+    checkpoint_directory: Path | None = None  # keeps the best checkpoint so far; None keeps none
+    test: TokenizedSplit | None = None  # judges the best checkpoint once, after the last step
+    state: TrialState | None = None  # where to go on from, and what the caller may save between evaluations
+    group: Group = ALONE  # processes that train the trial together, in step; each batch is split between them
+    device: torch.device = CPU  # cuda is the process's current GPU
+    elsewhere: Elsewhere | None = None  # another copy of the directory, for processes that do not see it
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per pass over the training examples."""
+        return math.ceil(len(self.data.train) / self.spec.training.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole trial."""
+        return self.spec.training.epochs * self.steps_per_epoch
+
+
+def run_trial(inputs: TrialInputs) -> Iterator[Evaluation]:
     """Train one trial, yielding an evaluation ``evaluations_per_epoch`` times per epoch.
 
-    A trial that goes on from a state yields what it would have yielded next, with the same numbers.
-
-    Arguments:
-        spec: what to train.
-        data: its train and validation splits are used; its test split is not touched.
-        base: the base model's shared weights.
-        checkpoint_directory: keeps the best checkpoint so far; None keeps none.
-        test: judges the best checkpoint once, after the last step; it takes a ``checkpoint_directory``.
-        state: where to go on from, and what the caller may save between two evaluations.
-        group: the processes that train it together, which all drive it in step; a batch is split between
-            them, its loss and gradient stay those of the whole batch. Rank 0 measures.
-        device: trains it; ``cuda`` is the process's current GPU.
-        elsewhere: has what ``checkpoint_directory`` has, for processes that do not see it.
+    A trial that goes on from a state yields what it would have yielded next, with the same numbers. All
+    processes of a group must drive it; the loss and gradient stay those of the whole batch. Rank 0 measures.
 
     Raises:
         DivergedError: if a loss is no longer finite.
         torch.OutOfMemoryError: if a GPU's memory runs out.
     """
-    trial = (spec, data, base, checkpoint_directory, test, state, group, device, elsewhere)
-    return train_alone(trial_course(*trial))
+    return train_alone(trial_course(inputs))
 
 
-def train_alone(course: Iterator[Stretch | Evaluation]) -> Iterator[Evaluation]:
+def train_alone(course: Course) -> Iterator[Evaluation]:
     """Take all training steps of a :func:`trial_course` and yield its evaluations."""
-    for asked in course:
-        if isinstance(asked, Stretch):
-            train(asked)
+    for item in course:
+        if isinstance(item, Stretch):
+            train(item)
         else:
-            yield asked
+            yield item
 
 
-def trial_course(
-    spec: TrialSpec,
-    data: TokenizedData,
-    base: BaseModel,
-    checkpoint_directory: Path | None,
-    test: TokenizedSplit | None = None,
-    state: TrialState | None = None,
-    group: Group = ALONE,
-    device: torch.device = CPU,
-    elsewhere: Elsewhere | None = None,
-) -> Iterator[Stretch | Evaluation]:
-    """Do all of :func:`run_trial` but its training steps, which whoever asks takes.
+def trial_course(inputs: TrialInputs) -> Course:
+    """Do all of :func:`run_trial` but the training steps, which the caller takes.
 
-    Each stretch that it yields must have been trained when it is asked to go on; then comes an evaluation.
+    Yields a stretch, which the caller must train before it asks for more, then an evaluation, and so on.
     """
+    spec, data, device, settings = inputs.spec, inputs.data, inputs.device, inputs.spec.training
     if device.type == "cpu":
         torch.set_num_threads(spec.threads)
-    torch.set_float32_matmul_precision(base.settings.float32_matmul)
+    torch.set_float32_matmul_precision(inputs.base.settings.float32_matmul)
     reset_peak_memory(device)
-    state = state or TrialState()
+    state = inputs.state or TrialState()
     done = state.progress
     setup = Stopwatch(device, done.setup_seconds)
     evaluating = Stopwatch(device, done.evaluation_seconds)
-    settings, dtype = spec.training, getattr(torch, base.settings.dtype)
-    steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
-    total_steps = settings.epochs * steps_per_epoch
-    stops = evaluation_steps(total_steps, settings.epochs * settings.evaluations_per_epoch)
-    with setup.running(), large_blocks_apart():  # of which most are there for a moment only
-        trained, summary = set_up(spec, base, total_steps, device, group, data.train.longest)
+    with setup.running(), large_blocks_apart():  # most of them are short-lived
+        trained, summary = set_up(
+            spec, inputs.base, inputs.total_steps, device, inputs.group, data.train.longest
+        )
         training_data = training_batches(
-            data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, group
+            data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, inputs.group
         )
         state.attach(trained)
-        features = remember_features(trained.model, group)
+        features = remember_features(trained.model, inputs.group)
 
-    for last_step in stops[done.evaluation :]:
-        part = Stretch(trained, islice(training_data, last_step - done.step), settings, dtype)
-        yield part
-        if not math.isfinite(train_loss := part.mean_loss()):
+    evaluations = settings.epochs * settings.evaluations_per_epoch
+    for last_step in evaluation_steps(inputs.total_steps, evaluations)[done.evaluation :]:
+        stretch = Stretch(trained, islice(training_data, last_step - done.step), settings, inputs.base.dtype)
+        yield stretch
+        if not math.isfinite(train_loss := stretch.mean_loss()):
             raise DivergedError(f"the training loss became {train_loss} by step {last_step}")
-        with evaluating.running(), large_blocks_apart(settings.saves_memory):
-            scores = evaluate(
-                trained.model,
-                evaluation_batches(data.validation, data.pad_token_id, settings, device, group),
-                data.validation.labels,
-                device,
-                dtype,
-                group,
-                features,
-            )
-        is_best = done.best is None or (scores.accuracy, -scores.loss) > done.best
-        checkpoint = (
-            save_checkpoint(trained.model, checkpoint_directory, group)
-            if is_best and checkpoint_directory
-            else None
-        )
-        if checkpoint and elsewhere:
-            elsewhere.put(Path(checkpoint.path))
-        peak, source = peak_memory(device)
+        validation = _validate(inputs, trained, features, done.best, evaluating)
+        peak, peak_source = peak_memory(device)
         done = state.progress = Progress(
             evaluation=done.evaluation + 1,
             step=last_step,
-            examples=done.examples + part.examples,
-            tokens=done.tokens + part.tokens,
-            best=(scores.accuracy, -scores.loss) if is_best else done.best,
-            train_seconds=done.train_seconds + part.seconds,
+            examples=done.examples + stretch.examples,
+            tokens=done.tokens + stretch.tokens,
+            best=validation.scores.merit if validation.is_best else done.best,
+            train_seconds=done.train_seconds + stretch.seconds,
             evaluation_seconds=evaluating.seconds,
             setup_seconds=setup.seconds,
             peak_memory_bytes=max(peak, done.peak_memory_bytes or 0) if peak else None,
         )
-        yield Evaluation(
-            evaluation=done.evaluation,
-            step=done.step,
-            epoch=done.step / steps_per_epoch,
-            examples=done.examples,
-            tokens=done.tokens,
-            train_loss=train_loss,
-            validation_loss=scores.loss,
-            validation_accuracy=scores.accuracy,
-            validation_macro_f1=scores.macro_f1,
-            train_seconds=done.train_seconds,
-            evaluation_seconds=done.evaluation_seconds,
-            setup_seconds=done.setup_seconds,
-            peak_memory_bytes=done.peak_memory_bytes,
-            peak_memory_source=source,
-            trainable_parameters=summary.trainable_parameters,
-            total_parameters=summary.total_parameters,
-            model_bytes=summary.model_bytes,
-            is_best=is_best,
-            is_last=done.step == total_steps,
-            checkpoint=checkpoint,
-            device=_device_name(device),
-            test=judge(trained, checkpoint_directory, test, data.pad_token_id, settings, dtype, elsewhere)
-            if test is not None and done.step == total_steps
-            else None,
-        )
+        is_judged = inputs.test is not None and last_step == inputs.total_steps
+        test = judge(inputs, trained) if is_judged else None
+        yield _make_evaluation(inputs, summary, done, train_loss, validation, peak_source, test)
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """A model's outcome on the validation split."""
+
+    scores: Scores
+    is_best: bool
+    checkpoint: Checkpoint | None  # written where the model is the best so far
+
+
+def _validate(
+    inputs: TrialInputs,
+    trained: Trained,
+    features: Features | None,
+    best: tuple[float, float] | None,
+    watch: Stopwatch,
+) -> _Validation:
+    """Evaluate on the validation split and save the model if it beats ``best``; time only the former."""
+    with watch.running(), large_blocks_apart(inputs.spec.training.saves_memory):
+        scores = _evaluate(inputs, trained.model, inputs.data.validation, features)
+    is_best = best is None or scores.merit > best
+    checkpoint = None
+    if is_best and inputs.checkpoint_directory:
+        checkpoint = save_checkpoint(trained.model, inputs.checkpoint_directory, inputs.group)
+        if checkpoint and inputs.elsewhere:
+            inputs.elsewhere.put(Path(checkpoint.path))
+    return _Validation(scores, is_best, checkpoint)
+
+
+def _evaluate(
+    inputs: TrialInputs, model: nn.Module, split: TokenizedSplit, features: Features | None = None
+) -> Scores:
+    device, group = inputs.device, inputs.group
+    cut = evaluation_batches(split, inputs.data.pad_token_id, inputs.spec.training, device, group)
+    return evaluate(model, cut, split.labels, device, inputs.base.dtype, group, features)
+
+
+def _make_evaluation(
+    inputs: TrialInputs,
+    summary: ModelSummary,
+    progress: Progress,
+    train_loss: float,
+    validation: _Validation,
+    peak_source: str | None,
+    test: TestOutcome | None,
+) -> Evaluation:
+    return Evaluation(
+        evaluation=progress.evaluation,
+        step=progress.step,
+        epoch=progress.step / inputs.steps_per_epoch,
+        examples=progress.examples,
+        tokens=progress.tokens,
+        train_loss=train_loss,
+        validation_loss=validation.scores.loss,
+        validation_accuracy=validation.scores.accuracy,
+        validation_macro_f1=validation.scores.macro_f1,
+        train_seconds=progress.train_seconds,
+        evaluation_seconds=progress.evaluation_seconds,
+        setup_seconds=progress.setup_seconds,
+        peak_memory_bytes=progress.peak_memory_bytes,
+        peak_memory_source=peak_source,
+        trainable_parameters=summary.trainable_parameters,
+        total_parameters=summary.total_parameters,
+        model_bytes=summary.model_bytes,
+        is_best=validation.is_best,
+        is_last=progress.step == inputs.total_steps,
+        checkpoint=validation.checkpoint,
+        device=_device_name(inputs.device),
+        test=test,
+    )
 
 
 def set_up(
     spec: TrialSpec, base: BaseModel, total_steps: int, device: torch.device, group: Group, longest: int
 ) -> tuple[Trained, ModelSummary]:
-    """Build what a trial trains on texts of ``longest`` tokens at most, and say how large its model is."""
+    """Build what a trial trains, on texts of at most ``longest`` tokens, and measure its model."""
     stream = RandomStream(spec.seed, device)
     with stream.active():
         model = wrap_base(base, spec.kind, spec.settings, spec.seed)
@@ -226,7 +250,7 @@ def set_up(
         whole = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(whole, PreTrainedModel)
         recompute_activations(whole)
-    if group.rank > 0:  # other dropout for its share of a batch
+    if group.rank > 0:  # each rank's share of a batch has dropout of its own
         stream = RandomStream(spec.seed + group.rank, device)
     summary = ModelSummary(*count_parameters(model), model_bytes(model))
     stepped = spread(model, group, device, spec.training.micro_batch_size is not None)
@@ -239,31 +263,24 @@ def set_up(
 def evaluation_batches(
     split: TokenizedSplit, pad_token_id: int, settings: TrainingSettings, device: torch.device, group: Group
 ) -> Iterator[Batch]:
-    """Yield the batches of an evaluation, each of no more tokens than are good for the device."""
+    """Yield the batches of an evaluation, each of at most :data:`MOST_TOKENS` for the device."""
     most = MOST_TOKENS[device.type]
     return batches(split, settings.evaluation_batch_size, pad_token_id, group, most)
 
 
-def judge(
-    trained: Trained,
-    checkpoint_directory: Path | None,
-    test: TokenizedSplit,
-    pad_token_id: int,
-    settings: TrainingSettings,
-    dtype: torch.dtype,
-    elsewhere: Elsewhere | None,
-) -> TestOutcome:
+def judge(inputs: TrialInputs, trained: Trained) -> TestOutcome:
     """Evaluate a trained model on the test split, with the weights of its checkpoint."""
-    assert checkpoint_directory is not None, "the best checkpoint is not in memory any more"
-    device, group = trained.device, trained.group
-    watch = Stopwatch(device)
-    total(torch.zeros(1), group, device)  # rank 0 has written the checkpoint before others read it
-    if elsewhere:
-        elsewhere.get(checkpoint_directory)
+    directory, test = inputs.checkpoint_directory, inputs.test
+    assert test is not None
+    assert directory is not None, "the best checkpoint is no longer in memory"
+    watch = Stopwatch(inputs.device)
+    # Wait for all ranks: none may read the checkpoint before rank 0 has written it.
+    total(torch.zeros(1), inputs.group, inputs.device)
+    if inputs.elsewhere:
+        inputs.elsewhere.get(directory)
     with watch.running():
-        load_checkpoint(trained.model, checkpoint_directory)
-        split = evaluation_batches(test, pad_token_id, settings, device, group)
-        scores = evaluate(trained.model, split, test.labels, device, dtype, group)
+        load_checkpoint(trained.model, directory)
+        scores = _evaluate(inputs, trained.model, test)
     return TestOutcome(
         loss=scores.loss,
         accuracy=scores.accuracy,
@@ -286,7 +303,7 @@ def wrap_base(base: BaseModel, kind: str, settings: MethodSettings, seed: int) -
 
 
 def describe(base: BaseModel, kind: str, settings: MethodSettings) -> ModelSummary:
-    """Say how large a trial's model will be, by building it."""
+    """Measure a trial's model by building it."""
     model = wrap_base(base, kind, settings, seed=0)
     return ModelSummary(*count_parameters(model), model_bytes(model))
 
@@ -302,7 +319,7 @@ def failure_status(error: Exception) -> str:
 
 
 def evaluation_steps(total_steps: int, evaluations: int) -> list[int]:
-    """Spread evaluations evenly; the last comes after the last step. Fewer steps make fewer evaluations."""
+    """Spread evaluations evenly, the last one after the last step; if steps are fewer, one after each."""
     steps = [round(number * total_steps / evaluations) for number in range(1, evaluations + 1)]
     return [step for step in dict.fromkeys(steps) if step > 0]
 

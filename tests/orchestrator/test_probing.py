@@ -59,13 +59,16 @@ def test_texts_of_pairs_are_told_apart_for_models_that_ask(
     assert (None if found is None else found[:7].tolist()) == ([0, 0, 0, 0, 1, 1, 1] if asks else None)
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 40))
-def test_the_longest_examples_are_taken_whole(lengths: list[int], count: int) -> None:
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 40), st.booleans())
+def test_the_longest_examples_are_taken_whole(lengths: list[int], count: int, has_segments: bool) -> None:
     tokens = np.arange(sum(lengths), dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.arange(len(lengths))
-    found = longest_examples(TokenizedSplit(tokens, offsets, ids % 2, ids), count)
-    assert sorted(np.diff(found.offsets)) == sorted(sorted(lengths)[-count:])
+    segments = (tokens % 2).astype(np.int8) if has_segments else None
+    found = longest_examples(TokenizedSplit(tokens, offsets, ids % 2, ids, segments), count)
+    assert (found.segments is not None) == has_segments
+    assert segments is None or (found.segments == segments[found.tokens]).all()
+    assert sorted(found.lengths) == sorted(sorted(lengths)[-count:])
     for place, example in enumerate(found.example_ids):
         mine = found.tokens[found.offsets[place] : found.offsets[place + 1]]
         assert list(mine) == list(tokens[offsets[example] : offsets[example + 1]])

@@ -13,7 +13,7 @@ from trainables.data import load_data, read_data
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
-from trainables.trial import TrialSpec, run_trial
+from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 SPEC = TrialSpec(
     "lora-000", "lora", "lora", 1, METHODS["lora"].settings(), TrainingSettings(learning_rate=1e-3, epochs=2)
@@ -32,7 +32,9 @@ def runs(
     )
     data, _ = load_data(read_data(files, 0), load_tokenizer(settings), 64)
     state = TrialState()
-    for _ in run_trial(SPEC, data, load_base(settings, data.labels, data.pad_token_id), None, None, state):
+    for _ in run_trial(
+        TrialInputs(SPEC, data, load_base(settings, data.labels, data.pad_token_id), state=state)
+    ):
         save_state(directory / str(state.progress.evaluation), SPEC, state)
     return directory
 

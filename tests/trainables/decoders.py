@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from transformers import (
     AutoConfig,
@@ -12,6 +14,7 @@ from transformers import (
 )
 
 from trainables.attention import let_draw_ahead
+from trainables.dropout import Masks
 
 PAD = 0
 
@@ -62,3 +65,9 @@ def dropping_gpt2(**shares: float) -> PreTrainedModel:
     model = GPT2ForSequenceClassification(config).train()
     let_draw_ahead(model)
     return model
+
+
+@cache
+def no_masks() -> Masks:
+    """Return the masks of a model that drops nothing, for one that draws its masks where it needs them."""
+    return Masks(tiny("gpt2"), 1)

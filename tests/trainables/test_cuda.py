@@ -14,7 +14,7 @@ from trainables.base_model import BaseModel, load_base, load_tokenizer
 from trainables.data import TokenizedData, load_data, read_data
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.trial import Evaluation, TrialSpec, failure_status, run_trial
+from trainables.trial import Evaluation, TrialInputs, TrialSpec, failure_status, run_trial
 
 pytestmark = pytest.mark.cuda
 
@@ -42,7 +42,7 @@ def make_spec(kind: str, **settings: int) -> TrialSpec:
 
 
 def last(spec: TrialSpec, data: TokenizedData, base: BaseModel) -> Evaluation:
-    return list(run_trial(spec, data, base, None, device=CUDA))[-1]
+    return list(run_trial(TrialInputs(spec, data, base, device=CUDA)))[-1]
 
 
 def test_qlora_runs_bitsandbytes_cuda_kernels(data: TokenizedData, base: BaseModel) -> None:

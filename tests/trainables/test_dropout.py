@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from trainables.attention import let_draw_ahead
-from trainables.dropout import LONGEST, Masks, Sort, draw_ahead
+from trainables.dropout import SHORT_TEXT, MaskKind, Masks, draw_ahead
 
 P = 0.25
 
@@ -34,7 +34,7 @@ def texts() -> dict[str, torch.Tensor]:
 def test_what_is_dropped_is_found() -> None:
     masks = draw_ahead(gpt2(), 9)
     assert masks.is_of_use
-    hidden, weights = Sort(P, (None, 32), False), Sort(P, (4, None, None), False)
+    hidden, weights = MaskKind(P, (None, 32), False), MaskKind(P, (4, None, None), False)
     assert masks.counts == {hidden: 1 + 2 * 2, weights: 2}
 
 
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_same_masks() -> None:
     """With masks that keep all, it is the model without dropout."""
     found, expected = gpt2(), gpt2(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     masks = Masks(found, 9)
-    masks.put({sort: torch.ones(n, 1, 6, *sort.sizes(9)) for sort, n in masks.counts.items()})
+    masks.put({kind: torch.ones(n, 1, 6, *kind.sizes(9)) for kind, n in masks.counts.items()})
     for model in (found, expected):
         model(**texts()).logits.square().sum().backward()
     gradients = [{n: one.grad for n, one in model.named_parameters()} for model in (found, expected)]
@@ -98,10 +98,10 @@ def test_gradients_are_those_of_the_same_masks() -> None:
 
 
 def test_long_texts_are_left_to_pytorch_where_attention_drops() -> None:
-    masks = draw_ahead(gpt2(), LONGEST + 1)
+    masks = draw_ahead(gpt2(), SHORT_TEXT + 1)
     assert masks.counts
     assert not masks.is_of_use
-    assert draw_ahead(gpt2(attn_pdrop=0.0), LONGEST + 1).is_of_use
+    assert draw_ahead(gpt2(attn_pdrop=0.0), SHORT_TEXT + 1).is_of_use
 
 
 def test_what_drops_twice_is_left_to_pytorch_where_activations_are_computed_again() -> None:

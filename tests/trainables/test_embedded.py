@@ -15,7 +15,7 @@ from trainables.embedded import CACHE_VARIABLE, embedded_model_directory, embedd
 from trainables.embedded_text import LABEL_NOISE, SEEN
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.trial import TrialSpec, run_trial
+from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 
 def words(texts: list[str]) -> set[str]:
@@ -87,6 +87,6 @@ def test_a_head_alone_is_clearly_worse_than_lora_and_nothing_is_perfect() -> Non
     for kind, learning_rate in {"head": 3e-2, "lora": 4e-3, "full": 1e-3}.items():
         training = TrainingSettings(epochs=3, learning_rate=learning_rate)
         spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
-        best[kind] = max(point.validation_accuracy for point in run_trial(spec, data, base, None))
+        best[kind] = max(point.validation_accuracy for point in run_trial(TrialInputs(spec, data, base)))
     assert 0.6 < best["head"] < best["lora"] - 0.05
     assert max(best.values()) < 1

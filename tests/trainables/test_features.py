@@ -14,7 +14,7 @@ from trainables.data import TokenizedSplit
 from trainables.features import remember_features
 from trainables.last_tokens import narrow_last_block
 from trainables.parallel import ALONE, Group
-from trainables.training import Scores, evaluate
+from trainables.scoring import Scores, evaluate
 
 CPU = torch.device("cpu")
 

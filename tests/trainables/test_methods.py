@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from decoders import no_masks
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
@@ -25,9 +26,10 @@ from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.quantization import quantize, with_quantized
+from trainables.scoring import Scores, evaluate
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.training import RandomStream, Scores, evaluate, forward, make_optimizer, train_step
-from trainables.trial import Evaluation, TrialSpec, run_trial, set_up, wrap_base
+from trainables.training import RandomStream, Trained, forward, make_optimizer, train_step
+from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial, set_up, wrap_base
 
 CPU = torch.device("cpu")
 
@@ -174,21 +176,20 @@ def test_trained_parameters_are_those_of_the_kind(base: BaseModel, kind: str) ->
 def test_loss_falls_on_a_fixed_batch(
     base: BaseModel, data: TokenizedData, kind: str, device: torch.device
 ) -> None:
-    model = wrap_base(base, kind, METHODS[kind].settings(), seed=1).to(device).train()
-    optimizer, schedule = make_optimizer(model, make_spec(kind).training, total_steps=1000)
-    batch = first_batch(data, device)
-    losses = [train_step(model, batch, optimizer, schedule, 1.0).item() for _ in range(120)]
+    spec, batch = make_spec(kind), first_batch(data, device)
+    trained, _ = set_up(spec, base, 1000, device, ALONE, data.train.longest)
+    losses = [train_step(trained, batch, spec.training, torch.float32).item() for _ in range(120)]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.005
 
 
 def test_same_seed_same_numbers_whatever_runs_before_or_between(
     base: BaseModel, data: TokenizedData, kind: str, device: torch.device
 ) -> None:
-    alone = list(run_trial(make_spec(kind), data, base, None, device=device))
+    alone = list(run_trial(TrialInputs(make_spec(kind), data, base, device=device)))
     torch.manual_seed(99)
-    neighbour = run_trial(make_spec(kind, seed=7), data, base, None, device=device)
+    neighbour = run_trial(TrialInputs(make_spec(kind, seed=7), data, base, device=device))
     disturbed = []
-    for point in run_trial(make_spec(kind), data, base, None, device=device):
+    for point in run_trial(TrialInputs(make_spec(kind), data, base, device=device)):
         disturbed.append(point)
         next(neighbour)
         torch.rand(3, device=device)
@@ -207,31 +208,32 @@ def test_what_was_trained_is_gone_without_garbage_collection(
     gc.collect()
     gc.disable()
     try:
-        model = wrap_base(base, kind, METHODS[kind].settings(), seed=1)
-        optimizer, schedule = make_optimizer(model, make_spec(kind).training, total_steps=2)
-        train_step(model, first_batch(data), optimizer, schedule, 1.0)
+        model, settings = wrap_base(base, kind, METHODS[kind].settings(), seed=1), make_spec(kind).training
+        optimizer, schedule = make_optimizer(model, settings, total_steps=2)
+        trained = Trained(model, model, optimizer, schedule, RandomStream(0, CPU), no_masks(), CPU, ALONE)
+        train_step(trained, first_batch(data), settings, torch.float32)
         parameters = [weakref.ref(parameter) for parameter in model.parameters()]
-        del model, optimizer, schedule
+        del model, optimizer, schedule, trained
         assert not [parameter for parameter in parameters if parameter() is not None]
     finally:
         gc.enable()
 
 
 def test_another_seed_gives_other_numbers(base: BaseModel, data: TokenizedData, kind: str) -> None:
-    one, other = (list(run_trial(make_spec(kind, seed), data, base, None)) for seed in (1, 2))
+    one, other = (list(run_trial(TrialInputs(make_spec(kind, seed), data, base))) for seed in (1, 2))
     assert curve(one) != curve(other)
 
 
 def test_training_leaves_the_shared_weights_alone(base: BaseModel, data: TokenizedData, kind: str) -> None:
     before = {name: weights.copy() for name, weights in base.weights.items()}
-    list(run_trial(make_spec(kind, epochs=1), data, base, None))
+    list(run_trial(TrialInputs(make_spec(kind, epochs=1), data, base)))
     assert all(np.array_equal(before[name], base.weights[name]) for name in before)
 
 
 def test_checkpoint_opens_with_the_plain_libraries_and_scores_the_same(
     base: BaseModel, data: TokenizedData, kind: str, tmp_path: Path, device: torch.device
 ) -> None:
-    points = list(run_trial(make_spec(kind), data, base, tmp_path / "checkpoint", device=device))
+    points = list(run_trial(TrialInputs(make_spec(kind), data, base, tmp_path / "checkpoint", device=device)))
     best = next(point for point in reversed(points) if point.is_best)
     assert best.checkpoint is not None
     assert best.checkpoint.kind == METHODS[kind].checkpoint_kind
@@ -253,7 +255,9 @@ def test_a_bfloat16_base_trains_in_float32_and_its_checkpoint_scores_the_same(
     frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
     assert frozen <= {torch.bfloat16, torch.uint8}, "float32 copies of frozen weights waste memory"
     directory = tmp_path / "checkpoint"
-    points = list(run_trial(make_spec(kind, epochs=8), data, bfloat16_base, directory, device=device))
+    points = list(
+        run_trial(TrialInputs(make_spec(kind, epochs=8), data, bfloat16_base, directory, device=device))
+    )
     assert points[-1].train_loss < points[0].train_loss
     best = next(point for point in reversed(points) if point.is_best)
     assert best.checkpoint is not None
@@ -270,7 +274,7 @@ def test_an_encoder_whose_head_has_dropout_trains_and_its_checkpoint_scores_the_
     model_directories: dict[str, Path], data: TokenizedData, kind: str, tmp_path: Path
 ) -> None:
     encoder = read_base(ModelSettings(path=str(model_directories["bert"])), data)
-    points = list(run_trial(make_spec(kind, epochs=1), data, encoder, tmp_path / "checkpoint"))
+    points = list(run_trial(TrialInputs(make_spec(kind, epochs=1), data, encoder, tmp_path / "checkpoint")))
     best = next(point for point in reversed(points) if point.is_best)
     assert best.checkpoint is not None
     scores = score_checkpoint(best.checkpoint, METHODS[kind].quantized, encoder, data, same_kernel=True)
@@ -295,7 +299,7 @@ def score_checkpoint(
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
             base.path,
-            dtype=getattr(torch, base.settings.dtype),
+            dtype=base.dtype,
             num_labels=len(data.labels),
             pad_token_id=data.pad_token_id,
             quantization_config=nf4(base.settings.dtype) if quantized else None,
@@ -306,7 +310,7 @@ def score_checkpoint(
             if isinstance(layer, Linear4bit) and same_kernel:
                 layer.support_avx512bf16_for_cpu = False
     split = batches(data.validation, 64, data.pad_token_id)
-    return evaluate(model, split, data.validation.labels, device, getattr(torch, base.settings.dtype))
+    return evaluate(model, split, data.validation.labels, device, base.dtype)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -334,7 +338,7 @@ def test_activations_computed_again_give_the_same_curve_and_are_not_kept(
     kept, spec = {}, make_spec(kind)
     for again in (False, True):
         spec = replace(spec, training=spec.training.model_copy(update={"gradient_checkpointing": again}))
-        points = curve(list(run_trial(spec, data, base, None, device=device)))
+        points = curve(list(run_trial(TrialInputs(spec, data, base, device=device))))
         trained, _ = set_up(spec, base, 10, device, ALONE, data.train.longest)
         with count_saved() as saved, trained.stream.active():
             forward(trained.model, first_batch(data, device), torch.float32)
@@ -362,7 +366,7 @@ def test_batches_that_go_through_in_parts_give_the_same_curve(
     for micro, expected in ((None, {8}), (3, {2, 3})):
         most.clear()
         spec = replace(spec, training=spec.training.model_copy(update={"micro_batch_size": micro}))
-        curves.append(curve(list(run_trial(spec, data, base, None, device=device))))
+        curves.append(curve(list(run_trial(TrialInputs(spec, data, base, device=device)))))
         assert set(most) == expected
     for found, wanted in zip(*curves, strict=True):
         assert found == pytest.approx(wanted, rel=1e-4 if device == CPU else 1e-3)
@@ -376,7 +380,7 @@ def test_float32_matrices_are_multiplied_as_the_trial_says(
 
     def train(precision: str) -> list[float]:
         settings = base.settings.model_copy(update={"float32_matmul": precision})
-        points = run_trial(spec, data, replace(base, settings=settings), None, device=device)
+        points = run_trial(TrialInputs(spec, data, replace(base, settings=settings), device=device))
         return [point.validation_loss for point in points]
 
     highest, medium, again = train("highest"), train("medium"), train("highest")

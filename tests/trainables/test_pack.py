@@ -25,10 +25,11 @@ from trainables.base_model import BaseModel, load_base, load_tokenizer
 from trainables.data import TokenizedData, load_data, read_data
 from trainables.errors import DivergedError
 from trainables.methods import METHODS
-from trainables.pack import Course, Outcome, Pack
+from trainables.pack import Outcome, Pack
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
-from trainables.trial import CPU, Evaluation, TrialSpec, run_trial, trial_course
+from trainables.stretch import Course
+from trainables.trial import CPU, Evaluation, TrialInputs, TrialSpec, run_trial, trial_course
 
 STEPS = 56
 WORDS = 14
@@ -90,7 +91,7 @@ class Run:
             self._go_on(trial.trial_id)
 
     def _course(self, trial: TrialSpec, state: TrialState | None) -> Course:
-        return trial_course(trial, *self._inputs, None, state=state, device=self._device)
+        return trial_course(TrialInputs(trial, *self._inputs, state=state, device=self._device))
 
     def train(self, until: Callable[[], bool] = lambda: False) -> None:
         while not self.pack.is_idle and not until():
@@ -119,7 +120,7 @@ def assert_same_curve(found: list[Evaluation], expected: list[Evaluation]) -> No
 def assert_as_alone(
     run: Run, trial: TrialSpec, data: TokenizedData, base: BaseModel, device: torch.device = CPU
 ) -> None:
-    alone = list(run_trial(trial, data, base, None, device=device))
+    alone = list(run_trial(TrialInputs(trial, data, base, device=device)))
     assert alone[-1].train_loss != alone[0].train_loss
     found = [outcome for outcome in run.outcomes[trial.trial_id] if isinstance(outcome, Evaluation)]
     assert_same_curve(found, alone)
@@ -160,7 +161,7 @@ def test_trials_of_a_bfloat16_base_train_together(
     run.train()
     assert not run.said
     for trial in trials:
-        alone = list(run_trial(trial, *inputs, None, device=device))
+        alone = list(run_trial(TrialInputs(trial, *inputs, device=device)))
         for found, expected in zip(run.outcomes[trial.trial_id], alone, strict=True):
             assert isinstance(found, Evaluation)
             assert found.validation_loss == pytest.approx(expected.validation_loss, rel=0.02)
@@ -249,8 +250,8 @@ def opt() -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (bloom, "with others its logits are off by"),
-        (opt, "what it drops of each text cannot be drawn ahead"),
+        (bloom, "in a shared pass its logits are off by"),
+        (opt, "its dropout masks cannot be drawn ahead"),
     ],
 )
 def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
@@ -276,7 +277,7 @@ def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"gradient_checkpointing": True}, "it computes activations again in the backward pass"),
+        ({"gradient_checkpointing": True}, "it recomputes activations in the backward pass"),
         ({"micro_batch_size": 3}, "its batches go through the model in parts"),
     ],
 )

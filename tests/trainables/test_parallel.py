@@ -20,7 +20,7 @@ from trainables.methods import METHODS
 from trainables.parallel import ALONE, Group, Parallelism
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
-from trainables.trial import Evaluation, TrialSpec, run_trial
+from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial
 
 # The last is the examples that go through the model at once; None is a rank's whole share.
 CASES: list[tuple[str, Parallelism, int | None]] = [
@@ -53,13 +53,13 @@ def train(
     )
     spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
     state = TrialState()
-    points = list(islice(run_trial(spec, data, base, directory / "best", test, state, group), 2))
+    points = list(islice(run_trial(TrialInputs(spec, data, base, directory / "best", test, state, group)), 2))
     (directory / "state").mkdir(parents=True, exist_ok=True)
     state.save(directory / "state")
     if group.size > 1:
         dist.barrier()
     state = TrialState.read(directory / "state")
-    return points + list(run_trial(spec, data, base, directory / "best", test, state, group))
+    return points + list(run_trial(TrialInputs(spec, data, base, directory / "best", test, state, group)))
 
 
 def run_rank(rank: int, files: dict[str, Path], model: Path, directory: Path) -> None:

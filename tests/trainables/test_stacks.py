@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from decoders import tiny
+from decoders import no_masks
 from hypothesis import given, settings
 from torch import nn
 
-from trainables.dropout import Masks
 from trainables.parallel import ALONE
 from trainables.settings import TrainingSettings
 from trainables.stacks import Stacks
-from trainables.state import Trained
-from trainables.training import RandomStream, make_optimizer
+from trainables.training import RandomStream, Trained, make_optimizer
 
 CPU = torch.device("cpu")
 INPUTS, OUTPUTS = 3, 2
@@ -39,11 +36,6 @@ def make(rank: int, learning_rate: float) -> Trained:
     training = TrainingSettings(learning_rate=learning_rate, weight_decay=0.1)
     optimizer, schedule = make_optimizer(model, training, 20)
     return Trained(model, model, optimizer, schedule, RandomStream(0, CPU), no_masks(), CPU, ALONE)
-
-
-@cache
-def no_masks() -> Masks:
-    return Masks(tiny("gpt2"), 1)
 
 
 def own(trained: Trained) -> dict[str, nn.Parameter]:

@@ -16,7 +16,7 @@ from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
-from trainables.trial import Evaluation, TrialSpec, run_trial
+from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial
 
 TIMED = ("train_seconds", "evaluation_seconds", "setup_seconds", "peak_memory_bytes", "checkpoint", "test")
 
@@ -53,12 +53,12 @@ def test_a_continued_trial_is_the_uninterrupted_one(
 ) -> None:
     data, test, base = prepared
     spec = make_spec(kind)
-    whole = list(run_trial(spec, data, base, tmp_path / "whole", test, device=device))
+    whole = list(run_trial(TrialInputs(spec, data, base, tmp_path / "whole", test, device=device)))
 
     points: list[Evaluation] = []
     for stop in (1, 3, 4):
         state = TrialState.read(tmp_path / "state") if points else TrialState()
-        trial = run_trial(spec, data, base, tmp_path / "cut", test, state, device=device)
+        trial = run_trial(TrialInputs(spec, data, base, tmp_path / "cut", test, state, device=device))
         points += islice(trial, stop - len(points))
         (tmp_path / "state").mkdir(exist_ok=True)
         state.save(tmp_path / "state")
@@ -67,7 +67,7 @@ def test_a_continued_trial_is_the_uninterrupted_one(
         del trial, state
         torch.rand(3, device=device)
     state = TrialState.read(tmp_path / "state")
-    points += run_trial(spec, data, base, tmp_path / "cut", test, state, device=device)
+    points += run_trial(TrialInputs(spec, data, base, tmp_path / "cut", test, state, device=device))
     if device.type == "cuda":  # whose sums are taken in any order
         losses = [[(p.train_loss, p.validation_loss) for p in curve] for curve in (points, whole)]
         np.testing.assert_allclose(*losses, rtol=1e-3)
@@ -91,12 +91,12 @@ def test_weights_after_the_last_step_are_equal_bit_for_bit(prepared: Prepared, t
     for run, cut in (("whole", False), ("cut", True)):
         state = TrialState()
         (tmp_path / run).mkdir()
-        trial = run_trial(make_spec("full"), data, base, None, None, state)
+        trial = run_trial(TrialInputs(make_spec("full"), data, base, state=state))
         if cut:
             next(trial)
             state.save(tmp_path / run)
             state = TrialState.read(tmp_path / run)
-            trial = run_trial(make_spec("full"), data, base, None, None, state)
+            trial = run_trial(TrialInputs(make_spec("full"), data, base, state=state))
         assert list(trial)[-1].is_last
         state.save(tmp_path / run)
     expected, found = (load_file(tmp_path / run / "state.safetensors") for run in ("whole", "cut"))
@@ -107,7 +107,7 @@ def test_weights_after_the_last_step_are_equal_bit_for_bit(prepared: Prepared, t
 def test_an_adapters_state_holds_nothing_of_the_frozen_base(prepared: Prepared, tmp_path: Path) -> None:
     data, _, base = prepared
     state = TrialState()
-    point = next(run_trial(make_spec("qlora"), data, base, None, None, state))
+    point = next(run_trial(TrialInputs(make_spec("qlora"), data, base, state=state)))
     state.save(tmp_path)
     tensors = load_file(tmp_path / "state.safetensors")
     weights = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("random."))

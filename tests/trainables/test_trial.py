@@ -15,7 +15,7 @@ from trainables.data import load_data, read_data
 from trainables.errors import DivergedError
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.trial import TrialSpec, evaluation_steps, failure_status, run_trial
+from trainables.trial import TrialInputs, TrialSpec, evaluation_steps, failure_status, run_trial
 
 MORE_THAN_ANY_MACHINE_HAS = 10**15
 
@@ -65,6 +65,6 @@ def test_real_pretrained_models_learn_real_sentences(
     base = load_base(settings, data.labels, data.pad_token_id)
     training = TrainingSettings(epochs=2, learning_rate=3e-3 if kind != "full" else 3e-4, batch_size=16)
     spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
-    points = list(run_trial(spec, data, base, None, device=device))
+    points = list(run_trial(TrialInputs(spec, data, base, device=device)))
     assert points[-1].train_loss < points[0].train_loss
     assert all(math.isfinite(point.validation_loss) for point in points)

@@ -10,15 +10,14 @@ from trainables.methods.method import Method
 
 
 def wrap(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
-    """Attach DoRA adapters, which learn each weight's direction and magnitude apart."""
+    """Attach DoRA adapters, which learn each weight's direction and magnitude separately."""
     return wrap_low_rank(model, settings, use_dora=True)
 
 
 DORA = Method(
-    kind="dora",
     settings=LoraSettings,
     wrap=wrap,
     checkpoint_kind="adapter",
+    # Liu et al. 2024, table 8: LLaMA-7B
     published_default={"rank": 32, "alpha": 64, "learning_rate": 2e-4},
-    source="Liu et al. 2024, table 8: LLaMA-7B",
 )

@@ -21,10 +21,9 @@ def wrap(model: PreTrainedModel, settings: HeadSettings) -> PreTrainedModel:
 
 
 HEAD = Method(
-    kind="head",
     settings=HeadSettings,
     wrap=wrap,
     checkpoint_kind="full",
+    # Kingma and Ba 2015, Adam, section 2: the recommended step size
     published_default={"learning_rate": 1e-3},
-    source="Kingma and Ba 2015, Adam, section 2: the recommended step size",
 )

@@ -16,8 +16,8 @@ class LoraSettings(MethodSettings):
     """Hyperparameters of low-rank adapters.
 
     Adapters attach to all linear layers of the base unless ``target_modules`` names some: Dettmers et al.
-    2023 (section 4) found that adapters on all of them, not the rank, are what it takes to match full
-    fine-tuning, and the rule holds for any architecture.
+    2023 (section 4) found that adapters on all of them, not the rank, are what matters for matching full
+    fine-tuning, and the rule works for any architecture.
     """
 
     rank: int = Field(8, ge=1, description="rank of the update")
@@ -38,7 +38,7 @@ def wrap_low_rank(model: PreTrainedModel, settings: LoraSettings, use_dora: bool
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules or linear_layer_names(model)),
         modules_to_save=list(head_modules(model)),
@@ -52,10 +52,9 @@ def wrap_low_rank(model: PreTrainedModel, settings: LoraSettings, use_dora: bool
 
 
 LORA = Method(
-    kind="lora",
     settings=LoraSettings,
     wrap=wrap,
     checkpoint_kind="adapter",
+    # Hu et al. 2021, table 9: RoBERTa base on SST-2
     published_default={"rank": 8, "alpha": 8, "learning_rate": 5e-4},
-    source="Hu et al. 2021, table 9: RoBERTa base on SST-2",
 )

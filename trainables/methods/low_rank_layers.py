@@ -1,7 +1,7 @@
-"""PEFT's low-rank layers with the same results, but for rounding, in fewer passes over memory.
+"""PEFT's low-rank layers with the same results, up to rounding, in fewer passes over memory.
 
-Small models spend more time on what lies between matrix products than on these. PEFT's own forward scales and
-adds what an adapter gives in passes of their own, and for DoRA it builds the whole update to know its norms.
+Small models spend more time between matrix products than on them. PEFT's own forward scales and adds an
+adapter's output in separate passes, and for DoRA it builds the whole update to compute its norms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LowRankLayer = Linear | Linear4bit
 
 
 class FastLinear(Linear):
-    """On a Linear or Conv1D."""
+    """A low-rank layer on a Linear or Conv1D."""
 
     def forward(self, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         result = low_rank(self, x, options)
@@ -29,7 +29,7 @@ class FastLinear(Linear):
 
 
 class FastLinear4bit(Linear4bit):
-    """On a 4-bit layer."""
+    """A low-rank layer on a 4-bit layer."""
 
     def forward(self, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         result = low_rank(self, x, options)
@@ -49,13 +49,10 @@ def speed_up(model: nn.Module) -> None:
 
 
 def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor | None:
-    """Return a layer's output ``[..., outputs]`` for inputs ``[..., inputs]``.
-
-    It is None where PEFT must compute it.
-    """
+    """Return outputs ``[..., outputs]`` for inputs ``[..., inputs]``, or None if PEFT must compute them."""
     (name,) = layer.active_adapters
     dropout, is_dora = layer.lora_dropout[name], name in layer.lora_variant
-    # With dropout DoRA takes the base's output another time, of what is left of the inputs.
+    # With dropout, DoRA needs a second output of the base, for the inputs after dropout.
     drops = layer.training and isinstance(dropout, nn.Dropout)
     if layer.disable_adapters or layer.merged or options or (is_dora and drops):
         return None
@@ -66,8 +63,8 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
     base, reduced = layer.base_layer(x), nn.functional.linear(dropout(x), a)
     result = torch.addmm(base.flatten(0, -2), reduced.flatten(0, -2), b.T, alpha=scaling)
     if magnitude is not None:
-        # Liu et al. 2024, equation 5, whose norm is a constant to the gradient (section 4.3). The bias is not
-        # scaled: scale * (result - bias) + bias.
+        # Liu et al. 2024, equation 5, with a norm that gradients treat as constant (section 4.3). The bias is
+        # not scaled: scale * (result - bias) + bias.
         scale, bias = magnitude / weight_norms(layer, a, b, scaling), layer.base_layer.bias
         if isinstance(bias, torch.Tensor):
             result = torch.addcmul(bias - scale * bias, result, scale)
@@ -77,15 +74,15 @@ def low_rank(layer: LowRankLayer, x: torch.Tensor, options: dict[str, Any]) -> t
 
 
 def is_exact(x: torch.Tensor) -> bool:
-    """Say whether inputs are multiplied in float32."""
+    """Return whether inputs are multiplied in float32."""
     return x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
 
 
 class _BaseAndAdapter(torch.autograd.Function):
     """A frozen layer and its adapter, ``x W' + s (x A') B' + bias``, for inputs ``[tokens, inputs]``.
 
-    DoRA scales all but the bias by magnitude over norm. What is added or scaled is so in place, outputs and
-    the gradient of the inputs, where autograd would copy and keep them.
+    DoRA scales all but the bias by magnitude over norm. Outputs and the gradient of the inputs are added to
+    and scaled in place, where autograd would copy and keep them.
     """
 
     @staticmethod
@@ -100,7 +97,7 @@ class _BaseAndAdapter(torch.autograd.Function):
     ) -> torch.Tensor:
         weight, bias, reduced = _weight(layer), layer.base_layer.bias, x @ a.T
         assert not isinstance(bias, nn.Module)
-        ctx.scaling, ctx.layer = scaling, layer  # whose 4-bit weight is dequantized once more, and not kept
+        ctx.scaling, ctx.layer = scaling, layer  # its 4-bit weight is dequantized again, not kept
         if magnitude is None:
             ctx.save_for_backward(x, a, b, reduced)
             return nn.functional.linear(x, weight, bias).addmm_(reduced, b.T, alpha=scaling)
@@ -128,12 +125,12 @@ class _BaseAndAdapter(torch.autograd.Function):
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return ``factor * left @ right`` in one pass, or on a GPU one kernel."""
+    """Return ``factor * left @ right`` in one pass, on a GPU in one kernel."""
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=factor)
 
 
 def _adapter(layer: LowRankLayer) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]:
-    """Return A, B, what their product is multiplied by, and DoRA's magnitude."""
+    """Return A, B, the scaling of their product, and DoRA's magnitude."""
     (name,) = layer.active_adapters
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     magnitude = layer.lora_magnitude_vector[name].weight if name in layer.lora_variant else None
@@ -144,7 +141,7 @@ def _adapter(layer: LowRankLayer) -> tuple[torch.Tensor, torch.Tensor, float, to
 
 
 def merged_weight(layer: LowRankLayer) -> torch.Tensor:
-    """Return the weight that base and adapter come to together, ``[outputs, inputs]``."""
+    """Return the weight of base and adapter together, ``[outputs, inputs]``."""
     a, b, scaling, magnitude = _adapter(layer)
     weight = torch.addmm(_weight(layer), b, a, alpha=scaling)
     return weight if magnitude is None else weight.mul_((magnitude / weight.norm(dim=1))[:, None])

@@ -23,10 +23,8 @@ class Method:
     ``wrap(model, settings)`` returns the model to train, with ``requires_grad`` set as the method wants.
     """
 
-    kind: str
     settings: type[MethodSettings]
     wrap: Callable[[PreTrainedModel, Any], nn.Module]
     checkpoint_kind: Literal["adapter", "full"]
-    published_default: Mapping[str, object]  # first trial of every study
-    source: str  # where that default was published
+    published_default: Mapping[str, object]  # first trial of every study; each method says where it is from
     quantized: bool = False  # whether the base that it wraps has 4-bit linear layers

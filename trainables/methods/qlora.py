@@ -6,11 +6,10 @@ from trainables.methods.lora import LoraSettings, wrap
 from trainables.methods.method import Method
 
 QLORA = Method(
-    kind="qlora",
     settings=LoraSettings,
     wrap=wrap,
     checkpoint_kind="adapter",
+    # Dettmers et al. 2023, appendix B.2: models up to 13B
     published_default={"rank": 64, "alpha": 16, "learning_rate": 2e-4},
-    source="Dettmers et al. 2023, appendix B.2: models up to 13B",
     quantized=True,
 )
