@@ -52,6 +52,8 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
         base = load_base(experiment.model, raw.labels, tokenizer.pad_token_id, report)
     except InputError as error:
         raise _error([error], where) from None
+    for overlap in raw.overlaps:
+        report(overlap)
     has_segments = (base.config.get("type_vocab_size") or 0) > 1
     data, test = load_data(raw, tokenizer, experiment.data.max_length, has_segments)
     problems = _not_of_this_model(experiment, base)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from trainables.errors import InputError
 from trainables.settings import DataSettings
-from trainables.sources import Column, read_split
+from trainables.sources import Column, is_of_embedded_only, read_split
+
+NUMBER = re.compile(r"-?\d{1,18}")
+"""A label that is a number, and sorts like one."""
+
+OVERLAP_MENTIONED = 0.01
+"""Share of a split's examples that occur in another, from which a person is told at once."""
 
 SEGMENTS = "token_type_ids"
 """The name of segments in tokenizers and models."""
@@ -48,6 +56,7 @@ class RawData:
     validation: RawSplit
     test: RawSplit
     labels: tuple[str, ...]
+    overlaps: tuple[str, ...] = ()  # splits of which many examples occur in another, in words
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def read_data(settings: DataSettings, seed: int) -> RawData:
     """Read all splits, cut those that are missing from train, and take the requested samples.
 
     A validation or test split that is not given, or a test split without labels, is cut from train by a
-    seeded, stratified rule, before ``max_train_examples`` is applied.
+    seeded, stratified rule, before ``max_train_examples`` is applied. Equal examples stay together.
 
     Raises:
         InputError: for anything wrong in the settings or the data.
@@ -119,8 +128,10 @@ def read_data(settings: DataSettings, seed: int) -> RawData:
         train, validation = _cut(train, settings.validation_fraction, seed, "validation")
     train = _sample(train, settings.max_train_examples, seed, "data.max_train_examples")
     validation = _sample(validation, settings.max_validation_examples, seed, "data.max_validation_examples")
-    seen = set(train.texts)
-    return RawData(train, _note_overlap(validation, seen), _note_overlap(test, seen), labels)
+    overlaps: list[str] = []
+    validation = _note_overlap("validation", validation, {"train": train}, overlaps)
+    test = _note_overlap("test", test, {"train": train, "validation": validation}, overlaps)
+    return RawData(train, validation, test, labels, tuple(overlaps))
 
 
 def load_data(
@@ -169,6 +180,14 @@ def _label_names(column: Column) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _names_of_labels(column: Column) -> list[str]:
+    """Return each example's label by name. Two sources of the same names may number them differently."""
+    known = column.label_names
+    if known is None:
+        return [_label_name(label) for label in column.labels]
+    return [known[label] if 0 <= label < len(known) else _label_name(label) for label in column.labels]
+
+
 def _label_name(label: Any) -> str:
     if isinstance(label, float) and label.is_integer():
         label = int(label)
@@ -177,25 +196,20 @@ def _label_name(label: Any) -> str:
 
 def _label_order(name: str) -> tuple[int, int, str]:
     """Sort numbers in numeric order, then words."""
-    is_number = name.lstrip("-").isdecimal()
-    return (0, int(name), name) if is_number else (1, 0, name)
+    return (0, int(name), name) if NUMBER.fullmatch(name) else (1, 0, name)
 
 
 def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
     if not column.texts:
         raise InputError(key, f"{column.origin} is empty; expected at least one example")
-    if column.label_names is not None:
-        indices = np.array(column.labels, dtype=np.int64)
-    else:
-        index_of = {name: index for index, name in enumerate(labels)}
-        names = [_label_name(label) for label in column.labels]
-        unknown = sorted(set(names) - set(labels))
-        if unknown:
-            raise InputError(
-                key,
-                f"{column.origin} has label {unknown[0]!r}, unknown in train, which has {', '.join(labels)}",
-            )
-        indices = np.array([index_of[name] for name in names], dtype=np.int64)
+    index_of = {name: index for index, name in enumerate(labels)}
+    names = _names_of_labels(column)
+    unknown = sorted(set(names) - set(labels))
+    if unknown:
+        raise InputError(
+            key, f"{column.origin} has label {unknown[0]!r}, unknown in train, which has {', '.join(labels)}"
+        )
+    indices = np.array([index_of[name] for name in names], dtype=np.int64)
     split = RawSplit(column.texts, column.pairs, indices, np.arange(len(indices)), column.origin)
     if key == "data.train" and len(np.unique(indices)) < 2:
         raise InputError(
@@ -207,7 +221,7 @@ def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
 def _read_optional(
     settings: DataSettings, key: str, name: str | None, labels: Sequence[str]
 ) -> RawSplit | None:
-    if name is None:
+    if name is None or is_of_embedded_only(settings, name):
         return None
     column = read_split(settings, key, name)
     # GLUE's test splits carry -1 for every label.
@@ -218,15 +232,22 @@ def _read_optional(
 
 def _cut(train: RawSplit, fraction: float, seed: int, name: str) -> tuple[RawSplit, RawSplit]:
     count = max(1, round(fraction * len(train.texts)))
-    order = stratified_order(train.labels, seed)
+    examples = _examples(train)
+    copies = Counter(examples)
+    first = {example: row for row, example in reversed(list(enumerate(examples)))}
+    firsts = np.sort(np.fromiter(first.values(), np.int64))
+    order = firsts[stratified_order(train.labels[firsts], seed)]
+    enough = int(np.searchsorted(np.cumsum([copies[examples[row]] for row in order]), count)) + 1
+    chosen = {examples[row] for row in order[:enough]}
+    is_chosen = np.array([example in chosen for example in examples])
     rule = f"cut from {train.origin} ({fraction:.0%}, stratified, seed {seed})"
-    rest = train.take(np.sort(order[count:]), f"{train.origin} less {name}")
+    rest = train.take(np.flatnonzero(~is_chosen), f"{train.origin} less {name}")
     if len(np.unique(rest.labels)) < 2:
         raise InputError(
             f"data.{name}",
             f"{train.origin} is too small to cut {name} from it; give data.{name} a file or split",
         )
-    return rest, train.take(np.sort(order[:count]), rule)
+    return rest, train.take(np.flatnonzero(is_chosen), rule)
 
 
 def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit:
@@ -240,9 +261,29 @@ def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit
     return sample
 
 
-def _note_overlap(split: RawSplit, train_texts: set[str]) -> RawSplit:
-    count = sum(text in train_texts for text in split.texts)
-    return replace(split, origin=f"{split.origin}; {count:,} also occur in train") if count else split
+def _examples(split: RawSplit) -> list[tuple[str, ...]]:
+    """Return texts, or pairs of them, as they are compared: whatever their case and spaces."""
+    columns = [split.texts] if split.pairs is None else [split.texts, split.pairs]
+    plain = ([" ".join(text.casefold().split()) for text in texts] for texts in columns)
+    return list(zip(*plain, strict=True))
+
+
+def _note_overlap(
+    name: str, split: RawSplit, others: Mapping[str, RawSplit], overlaps: list[str]
+) -> RawSplit:
+    """Note how many examples of a split also occur in others, and which overlaps a person must know of."""
+    examples = _examples(split)
+    for other, its in others.items():
+        known = set(_examples(its))
+        count = sum(example in known for example in examples)
+        if count:
+            split = replace(split, origin=f"{split.origin}; {count:,} also occur in {other}")
+        if count >= OVERLAP_MENTIONED * len(examples):
+            overlaps.append(
+                f"{count:,} of {len(examples):,} {name} examples also occur in {other}: accuracies may be"
+                " better than on new texts"
+            )
+    return split
 
 
 def _tokenize(

@@ -60,7 +60,8 @@ class DataSettings(Settings):
     """Where examples come from and how many are used.
 
     ``train``, ``validation`` and ``test`` are split names of ``path`` or local files; an existing
-    file is always read as a file.
+    file is always read as a file. With a file to train on, splits of the embedded dataset are not taken: what
+    is not given is cut from that file.
     """
 
     path: PathText | None = Field(

@@ -34,6 +34,15 @@ def dataset_name(settings: DataSettings) -> str:
     return "/".join(filter(None, (settings.path, settings.config)))
 
 
+def is_of_embedded_only(settings: DataSettings, split: str) -> bool:
+    """Say whether a split is the embedded dataset's by default only: the training data come from a file."""
+    from trainables.embedded import embedded_splits
+
+    trains_on_file = Path(settings.train).expanduser().is_file()
+    is_file = Path(split).expanduser().is_file()
+    return settings.path == "embedded" and trains_on_file and not is_file and split in embedded_splits()
+
+
 def read_split(settings: DataSettings, key: str, split: str) -> Column:
     """Read one split: the file ``split`` if there is one, else that split of ``settings.path``.
 
@@ -50,7 +59,7 @@ def read_split(settings: DataSettings, key: str, split: str) -> Column:
         frame, names = _read_file(file, key, settings.columns), None
         origin = f"file {file.name}"
     elif settings.path == "embedded":
-        return _read_embedded(key, split)
+        return _read_embedded(settings, key, split)
     elif settings.path is None or file.suffix in FILE_KINDS or "/" in split:
         raise InputError(key, f"no such file: {split}")
     else:
@@ -108,9 +117,14 @@ def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFram
     return loaded.to_pandas(), names
 
 
-def _read_embedded(key: str, split: str) -> Column:
+def _read_embedded(settings: DataSettings, key: str, split: str) -> Column:
     from trainables.embedded import LABELS, embedded_splits
 
+    asked = {"text": settings.text, "label": settings.label, "text_pair": settings.text_pair}
+    for name, has in {"text": "sentence", "label": "label", "text_pair": None}.items():
+        if asked[name] != has:
+            known = "expected none" if has is None else f"expected {has!r}"
+            raise InputError(f"data.{name}", f"the embedded dataset has no column {asked[name]!r}; {known}")
     splits = embedded_splits()
     if split not in splits:
         raise InputError(key, f"the embedded dataset has no split {split!r}; it has {', '.join(splits)}")
@@ -130,15 +144,18 @@ def _check_columns(
     labels = _column(frame, "data.label", settings.label, origin)
     empty = labels.isna() | (labels.astype(str).str.strip() == "")
     if empty.any():
-        raise InputError("data.label", f"row {int(empty.to_numpy().argmax())} of {origin} has no label")
+        number = int(empty.to_numpy().argmax()) + 1
+        raise InputError("data.label", f"example {number} of {origin} has no label")
     return Column(text, pairs, labels.tolist(), names, origin)
 
 
 def _texts(frame: pd.DataFrame, key: str, name: str, origin: str) -> list[str]:
     values = _column(frame, key, name, origin).tolist()
-    for row, value in enumerate(values):
+    for number, value in enumerate(values, start=1):
         if not isinstance(value, str) or not value.strip():
-            raise InputError(key, f"row {row} of {origin}: expected text in column {name!r}, got {value!r}")
+            raise InputError(
+                key, f"example {number} of {origin}: expected text in column {name!r}, got {value!r}"
+            )
     return values
 
 

@@ -138,7 +138,10 @@ def _restore(trained: Trained, tensors: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
             value = tensors[f"model.{name}"]
             tensor.copy_(own_part(value, trained.model) if isinstance(tensor, nn.Parameter) else value)
-    trained.stream.state = _below(f"random.{trained.group.rank}", tensors)
+    # A rank or a kind of device that the state knows nothing of keeps the stream it was seeded with.
+    saved = _below(f"random.{trained.group.rank}", tensors)
+    stream = trained.stream.state
+    trained.stream.state = {name: saved.get(name, seeded) for name, seeded in stream.items()}
     rates, groups = trained.schedule.get_last_lr(), trained.optimizer.state_dict()["param_groups"]
     groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
     state = {}

@@ -161,3 +161,94 @@ def test_real_sst2(shared: Path) -> None:
         seed=0,
     )
     assert [len(split.texts) for split in (raw.train, raw.validation, raw.test)] == [1000, 872, 1821]
+
+
+def lines(file: Path, *rows: str, header: str = "sentence,label") -> str:
+    file.write_text("\n".join((header, *rows)))
+    return str(file)
+
+
+def test_a_file_to_train_on_is_not_judged_on_the_embedded_dataset(tmp_path: Path) -> None:
+    """Though its splits are the defaults, and whatever its labels are called."""
+    file = lines(
+        tmp_path / "mine.csv", *(f"text {row},{['negative', 'positive'][row % 2]}" for row in range(60))
+    )
+    raw = read_data(DataSettings(train=file, test="test"), seed=0)
+    assert "cut from" in raw.validation.origin
+    assert "cut from" in raw.test.origin
+    assert len(raw.train.texts) + len(raw.validation.texts) + len(raw.test.texts) == 60
+    with pytest.raises(InputError, match=r"data\.test: no such file|has no split"):
+        read_data(DataSettings(train=file, test="tset"), seed=0)
+
+
+def test_sources_that_number_their_labels_differently_meet_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = lines(tmp_path / "train.csv", *(f"text {row},{['yes', 'no'][row % 2]}" for row in range(20)))
+    rows = {"sentence": ["a", "b", "c"], "label": [0, 1, 0]}
+    for names, expected in ((["yes", "no"], [1, 0, 1]), (["no", "yes"], [0, 1, 0])):
+        told = Dataset.from_dict(rows).cast_column("label", ClassLabel(names=names))
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, told=told, **__: told)
+        settings = DataSettings(path="hub/set", train=file, validation="validation")
+        assert list(read_data(settings, seed=0).validation.labels) == expected
+    told = Dataset.from_dict(rows).cast_column("label", ClassLabel(names=["yes", "maybe"]))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: told)
+    with pytest.raises(InputError, match="label 'maybe', unknown in train, which has no, yes"):
+        read_data(settings, seed=0)
+
+
+def test_labels_that_look_almost_like_numbers_are_words(tmp_path: Path) -> None:
+    names = ["--1", "10", "9", "-3", "9" * 5000]
+    file = lines(tmp_path / "odd.csv", *(f"text {row},{names[row % 5]}" for row in range(50)))
+    assert read_data(DataSettings(train=file), seed=0).labels == ("-3", "9", "10", "--1", "9" * 5000)
+
+
+def test_equal_examples_are_not_cut_apart(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(50)]
+    rows = [
+        f"{text.upper() if turn else text} ,{number % 2}"
+        for turn in range(4)
+        for number, text in enumerate(texts)
+    ]
+    raw = read_data(
+        DataSettings(path=None, validation=None, train=lines(tmp_path / "four.csv", *rows)), seed=0
+    )
+    known = [{text.lower() for text in split.texts} for split in (raw.train, raw.validation, raw.test)]
+    assert not known[0] & known[1]
+    assert not known[0] & known[2]
+    assert not known[1] & known[2]
+    assert [len(split.texts) for split in (raw.train, raw.validation, raw.test)] == [160, 20, 20]
+    assert not raw.overlaps
+
+
+def test_examples_that_occur_twice_are_counted_as_pairs_and_mentioned(tmp_path: Path) -> None:
+    header = "one,other,label"
+    train = lines(
+        tmp_path / "a.csv", *(f"text {row},plot {row},{row % 2}" for row in range(40)), header=header
+    )
+    # The first texts are those of train; two pairs are.
+    pairs = [f"text {row},{'Plot ' if row < 2 else 'other '}{row},{row % 2}" for row in range(20)]
+    dev = lines(tmp_path / "b.csv", *pairs, header=header)
+    settings = DataSettings(path=None, train=train, validation=dev, test=dev, text="one", text_pair="other")
+    raw = read_data(settings, seed=0)
+    assert raw.validation.origin == "file b.csv; 2 also occur in train"
+    assert raw.test.origin == "file b.csv; 2 also occur in train; 20 also occur in validation"
+    assert [overlap.partition(":")[0] for overlap in raw.overlaps] == [
+        "2 of 20 validation examples also occur in train",
+        "2 of 20 test examples also occur in train",
+        "20 of 20 test examples also occur in validation",
+    ]
+
+
+@pytest.mark.parametrize("setting", [{"text": "foo"}, {"label": "foo"}, {"text_pair": "foo"}])
+def test_columns_the_embedded_dataset_does_not_have_are_refused(setting: dict[str, str]) -> None:
+    with pytest.raises(
+        InputError, match=f"data.{next(iter(setting))}: the embedded dataset has no column 'foo'"
+    ):
+        read_data(DataSettings(**setting), seed=0)
+
+
+def test_a_message_says_which_example_it_is(tmp_path: Path) -> None:
+    file = lines(tmp_path / "gap.csv", "one,1", "", "two,0", "three,")
+    with pytest.raises(InputError, match=r"example 3 of file gap\.csv has no label"):
+        read_data(DataSettings(train=file), seed=0)

@@ -253,7 +253,7 @@ def test_labels_that_look_like_numbers_keep_their_text(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     file = tmp_path / "train.csv"
-    pd.DataFrame({"sentence": ["a", "b"] * 8, "label": ["01", "1"] * 8}).to_csv(file, index=False)
+    pd.DataFrame({"sentence": list("abcdefghijklmnop"), "label": ["01", "1"] * 8}).to_csv(file, index=False)
     raw = read(file, tokenizer)
     assert raw is not None
     assert raw.labels == ("01", "1")

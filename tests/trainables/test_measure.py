@@ -4,7 +4,9 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -17,6 +19,7 @@ from trainables.measure import (
     model_bytes,
     peak_memory,
     reset_peak_memory,
+    shared_memory,
 )
 from trainables.quantization import quantize
 
@@ -40,6 +43,21 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     assert again is not None
     assert 180e6 < high - low < 260e6
     assert again < high - 150e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's high-water mark is Linux's")
+def test_shared_memory_counts_once_it_is_read() -> None:
+    """Whatever trials before in this process have read of it."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        np.save(file.name, np.ones(100_000_000, np.uint8))
+        weights = np.load(f"{file.name}.npy", mmap_mode="r")
+        os.unlink(f"{file.name}.npy")
+        assert weights.sum() == 100_000_000
+        before = shared_memory()
+        reset_peak_memory(torch.device("cpu"))
+        assert before - shared_memory() > 95e6
+        assert weights[:10_000_000].sum() == 10_000_000
+        assert shared_memory() < before - 85e6
 
 
 HOLES = """

@@ -85,6 +85,27 @@ def test_a_continued_trial_is_the_uninterrupted_one(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_rank_that_was_not_there_draws_from_the_stream_it_is_seeded_with(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    """As where a run goes on with more workers to a trial, or from a CPU on a GPU."""
+    data, _, base = prepared
+    state = TrialState()
+    next(run_trial(TrialInputs(make_spec("lora"), data, base, state=state)))
+    state.save(tmp_path / "state")
+    file = tmp_path / "state" / "state.safetensors"
+    outcomes = []
+    for _ in range(2):
+        again = TrialState.read(tmp_path / "state")
+        again._tensors = {
+            name.replace("random.0.", "random.7."): one for name, one in load_file(file).items()
+        }
+        inputs = TrialInputs(make_spec("lora"), data, base, state=again)
+        outcomes.append(list(map(outcome, run_trial(inputs))))
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0]) == 5
+
+
 def test_weights_after_the_last_step_are_equal_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
     """The best checkpoint may lie before the interruption; the last state does not."""
     data, _, base = prepared
