@@ -18,9 +18,9 @@ from threading import Event, Lock, Thread
 from typing import Final, NamedTuple
 
 from orchestrator.errors import ExperimentError
-from orchestrator.resume import UNFINISHED
 from orchestrator.rows import TrialHistory
 from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
+from results.schema import UNFINISHED
 from results.store import read_journal
 
 COPY_EVERY_SECONDS = 1.0

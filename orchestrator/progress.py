@@ -13,11 +13,8 @@ from rich.table import Table
 
 from orchestrator.experiment import Experiment
 from orchestrator.rows import TrialHistory
-from results.analysis.metrics import FAILURES
 from results.hyperparameters import describe_hyperparameters
-
-ENDED_WELL = ("completed", "stopped", "interrupted")
-"""Statuses of trials that have ended and did not fail."""
+from results.schema import ENDED_WELL, FAILED, Status
 
 
 class Display:
@@ -42,7 +39,7 @@ class Display:
         # the thousandth trial cost the driver ten times what the hundredth does.
         self._trials: dict[str, TrialHistory] = {}
         self._running: dict[str, TrialHistory] = {}
-        self._counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by method and phase
+        self._counts: dict[tuple[str, str], Counter[Status]] = defaultdict(Counter)  # by method and phase
         self._spent: dict[str, float] = defaultdict(float)  # from the purse, in the search
         self._best: dict[str, TrialHistory] = {}  # of each method, in the search
         for trial in finished:
@@ -101,13 +98,13 @@ class Display:
 
     def _note_best(self, method: str, trial: TrialHistory) -> None:
         best = self._best.get(method)
-        if best and best.spec.trial_id == trial.spec.trial_id and trial.status in FAILURES:
+        if best and best.spec.trial_id == trial.spec.trial_id and trial.status in FAILED:
             others = [one for one in self._trials.values() if one.assignment.phase == "search"]
             candidates: Iterable[TrialHistory] = [one for one in others if one.spec.method == method]
             self._best.pop(method)
         else:
             candidates = [trial, *([best] if best else [])]
-        scored = [one for one in candidates if one.best and one.status not in FAILURES]
+        scored = [one for one in candidates if one.best and one.status not in FAILED]
         if scored:
             self._best[method] = min(scored, key=lambda one: one.rank)
 
@@ -158,9 +155,9 @@ class Display:
 
     def _cells(self, method: str) -> tuple[str, ...]:
         search, confirm = (self._counts[method, phase] for phase in ("search", "confirm"))
-        failed = sum(search[status] + confirm[status] for status in FAILURES)
+        failed = sum(search[status] + confirm[status] for status in FAILED)
         running = search["running"] + confirm["running"]
-        ended = sum(search[status] for status in ENDED_WELL)
+        ended = sum(search[status] for status in (*ENDED_WELL, "interrupted"))
         counts = [f"{ended}" if self._budget.unit else f"{ended}/{self._planned}"]
         counts += [str(running or ""), str(failed or "")]
         counts += [f"{confirm['completed']}/{self._seeds}"] if self._seeds else []

@@ -19,6 +19,7 @@ from orchestrator.experiment import Assignment, Experiment, Phase
 from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import ASSIGNMENT, DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Earlier, Provenance, TrialHistory, trial_record
+from results.schema import ENDED_WELL, Status
 from results.store import Snapshots, drop_checkpoint, remove_record, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
@@ -26,8 +27,6 @@ SNAPSHOT_SHARE = 0.05
 """Snapshots are rarer where they would take more than this share of the time."""
 WRITE_AGAIN_SECONDS = 1.0
 """Between two tries to write to a disk that is full, or storage that does not answer."""
-KEEPS_CHECKPOINT = ("completed", "stopped")
-"""Statuses whose best checkpoint is worth keeping; a trial that may go on keeps its own."""
 
 
 def assignment_of(trial: Trial) -> Assignment:
@@ -173,7 +172,7 @@ class Recorder(tune.Callback):
         curve = self.trials[assignment_of(trial).trial_id].curve
         return bool(curve) and curve[-1].is_last
 
-    def _end(self, trial: Trial, status: str, error: str | None) -> None:
+    def _end(self, trial: Trial, status: Status, error: str | None) -> None:
         # A trial whose worker died before it began was never started.
         trial_id = assignment_of(trial).trial_id
         if trial_id not in self.trials:
@@ -239,7 +238,7 @@ class Recorder(tune.Callback):
 
     def _winners(self, keepers: set[str]) -> set[str]:
         ended = [self.trials[key] for key in keepers]
-        worthy = [trial for trial in ended if trial.status in KEEPS_CHECKPOINT and trial.best is not None]
+        worthy = [trial for trial in ended if trial.status in ENDED_WELL and trial.best is not None]
         winners = sorted(worthy, key=lambda trial: trial.rank)[: self._experiment.search.keep_checkpoints]
         return {trial.spec.trial_id for trial in winners}
 
@@ -253,6 +252,6 @@ def _error_of(trial: Trial) -> str:
     return text.splitlines()[-1] if "ray::" in text.partition("\n")[0] else text or "the worker process died"
 
 
-def _death(error: str) -> str:
+def _death(error: str) -> Status:
     """Return the status of a trial whose worker is gone: out_of_memory where Ray has ended it for that."""
     return "out_of_memory" if OUT_OF_MEMORY in error else "failed"

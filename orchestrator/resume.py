@@ -17,10 +17,8 @@ from orchestrator.rows import Earlier, TrialHistory, trial_history
 from orchestrator.states import saved_evaluation
 from results.errors import ResultSetError
 from results.remote import is_uri, name_and_parent
+from results.schema import UNFINISHED
 from results.store import TrialRecord, read_journal
-
-UNFINISHED: Final = ("running", "interrupted")
-"""Statuses of trials that go on; all others have ended, and are not run again."""
 
 MAY_GROW: Final = ("search.trials", "confirm.seeds", "budget.train_seconds", "budget.examples")
 """Numbers that may be larger than they were when the run began."""

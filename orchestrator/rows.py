@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.secrets import redact
-from results.schema import METRICS
+from results.schema import ENDED_WELL, METRICS, Status
 from results.store import Row, TrialRecord
 from trainables.checkpoints import Checkpoint
 from trainables.trial import Evaluation, TestOutcome, TrialSpec
@@ -51,7 +51,7 @@ class TrialHistory:
 
     assignment: Assignment
     spec: TrialSpec
-    status: str = "running"
+    status: Status = "running"
     error: str | None = None
     curve: Sequence[Evaluation] = ()
     started_at: datetime | None = None
@@ -83,7 +83,7 @@ class TrialHistory:
     @property
     def objective(self) -> float | None:
         """What the study learns of the ended trial; None of one that failed."""
-        return self.best_so_far[-1] if self.curve and self.status in ("completed", "stopped") else None
+        return self.best_so_far[-1] if self.curve and self.status in ENDED_WELL else None
 
     @property
     def rank(self) -> tuple[float, float, int]:

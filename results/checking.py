@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from results.schema import HYPERPARAMETER_PREFIX, STRING, TABLES
+from results.schema import HYPERPARAMETER_PREFIX, STATUSES, STRING, TABLES
 
 REQUIRED: Final = {
     "trials": ("experiment", "trial_id", "method", "phase"),
@@ -21,7 +21,7 @@ REQUIRED: Final = {
 
 KNOWN: Final = {
     "phase": ("search", "confirm"),
-    "status": ("running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"),
+    "status": STATUSES,
 }
 
 LONGEST_NAME: Final = 200

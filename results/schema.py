@@ -7,12 +7,26 @@ hyperparameters are one column each, ``hp_<name>``, added after the columns name
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal, get_args
 
 import pyarrow as pa
 
 SCHEMA_VERSION: Final = 2
 HYPERPARAMETER_PREFIX: Final = "hp_"
+
+Status = Literal["running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"]
+"""What became of a trial: ``stopped`` early by its bracket, or ``interrupted`` with the run."""
+
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+FAILED: Final[tuple[Status, ...]] = ("diverged", "out_of_memory", "failed")
+"""Statuses of trials that failed: their evaluations, if they made any, do not count."""
+
+ENDED_WELL: Final[tuple[Status, ...]] = ("completed", "stopped")
+"""Statuses of trials that ended without failing."""
+
+UNFINISHED: Final[tuple[Status, ...]] = ("running", "interrupted")
+"""Statuses of trials that ``--resume`` continues; all others have ended."""
 
 STRING, INT, FLOAT = pa.string(), pa.int64(), pa.float64()
 TIME = pa.timestamp("us", tz="UTC")
@@ -46,7 +60,7 @@ TRIALS: Final = _schema(
         "kind": (STRING, "kind of method: full, head, lora, dora, qlora, ..."),
         "trial_number": (INT, "n-th trial of its method, from 0; number 0 is the published default"),
         "seed": (INT, "decides initialization, data order and dropout"),
-        "status": (STRING, "running, completed, stopped, diverged, out_of_memory, failed or interrupted"),
+        "status": (STRING, f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}"),
         "error": (STRING, "text of the error that ended the trial"),
         "evaluations": (INT, "evaluations made"),
         "best_evaluation": (INT, "evaluation with the best validation accuracy; its numbers are below"),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from results.analysis.bootstrap import Floats, Sample, Statistic, resample
 from results.errors import ResultSetError
-from results.schema import HYPERPARAMETER_PREFIX
+from results.schema import FAILED, HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -27,10 +27,6 @@ LOWER_IS_BETTER: Final = (
 )
 
 METRICS: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
-
-
-FAILURES: Final = ("diverged", "out_of_memory", "failed")
-"""Statuses of trials whose evaluations, if they made any, do not count."""
 
 
 def check_metric(metric: str) -> None:
@@ -63,7 +59,7 @@ def level(value: float, metric: str) -> str:
 
 def good_trials(trials: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     """Return the trials of the search that did not fail and have some metrics."""
-    return trials[(trials.phase == "search") & ~trials.status.isin(FAILURES)].dropna(subset=list(metrics))
+    return trials[(trials.phase == "search") & ~trials.status.isin(FAILED)].dropna(subset=list(metrics))
 
 
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from results.analysis.bootstrap import estimate
-from results.analysis.metrics import FAILURES, best_trials, confirmed, samples
-from results.schema import HYPERPARAMETER_PREFIX
+from results.analysis.metrics import best_trials, confirmed, samples
+from results.schema import FAILED, HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -62,7 +62,7 @@ def _row(results: ResultSet, experiment: str, method: str) -> dict[str, Any]:
         "method": method,
         "kind": mine.kind.iloc[0],
         "trials": len(search),
-        "failed": int(search.status.isin(FAILURES).sum()),
+        "failed": int(search.status.isin(FAILED).sum()),
         "search_train_seconds": search.train_seconds.sum(),
     }
     best = best_trials(mine)

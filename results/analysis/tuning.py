@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.special import gammaln
 
 from results.analysis.bootstrap import LEVEL, Floats
-from results.analysis.metrics import FAILURES, good_trials
-from results.schema import HYPERPARAMETER_PREFIX
+from results.analysis.metrics import good_trials
+from results.schema import FAILED, HYPERPARAMETER_PREFIX, UNFINISHED
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -45,10 +45,10 @@ def budget_curve(
     """
     generator = np.random.default_rng(seed)
     search = results.trials[results.trials.phase == "search"]
-    ended = search[~search.status.isin(("running", "interrupted"))]
+    ended = search[~search.status.isin(UNFINISHED)]
     parts = []
     for (experiment, method), group in ended.groupby(["experiment", "method"], sort=False):
-        scores = group[metric].where(~group.status.isin(FAILURES)).fillna(0.0).to_numpy(float)
+        scores = group[metric].where(~group.status.isin(FAILED)).fillna(0.0).to_numpy(float)
         again = generator.choice(scores, (draws, len(scores)))
         low, high = np.quantile(expected_best(again), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         parts.append(

@@ -10,11 +10,12 @@ import pandas as pd
 import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
-from results.analysis.metrics import FAILURES, amount, confirmed, good_trials, packs
+from results.analysis.metrics import amount, confirmed, good_trials, packs
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
 from results.report.parts import ExperimentPart, PageTable, Row, Section, View, p_value
+from results.schema import FAILED
 
 COSTS = (
     ("peak_memory_bytes", "peak memory, MB", 1e6),
@@ -46,7 +47,7 @@ def write_part(view: View) -> ExperimentPart:
 
 def _verdict(view: View) -> str:
     if view.best.empty:
-        ended = view.search[view.search.status.isin(FAILURES)]
+        ended = view.search[view.search.status.isin(FAILED)]
         return (
             f"No trial has finished: all {len(ended)} failed."
             if len(ended) == len(view.search) and len(ended)
@@ -323,7 +324,7 @@ def _claims_section(view: View) -> Section | None:
 
 
 def _failures_section(view: View) -> Section | None:
-    failed = view.results.trials[view.results.trials.status.isin(FAILURES)]
+    failed = view.results.trials[view.results.trials.status.isin(FAILED)]
     if failed.empty:
         return None
     rows = [
