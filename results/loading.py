@@ -111,8 +111,7 @@ def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Tab
     try:
         found = pq.read_table(source, partitioning=None)
     except Exception as error:  # of a damaged file the reader raises what it happens to raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        problem = f"{file}: not a whole Parquet table ({reason})"
+        problem = f"{file}: not a whole Parquet table ({reason(error)})"
     else:
         _check_version(file, found)
         try:

@@ -275,7 +275,7 @@ def _open_fsspec(uri: str) -> tuple[FileSystem, str]:
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why a storage did not do what it was asked."""
+    """Return the first line of what an error says, or its type's name if it says nothing."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 

@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from results.analysis import summary, verdict
-from results.analysis.metrics import HIGHER_IS_BETTER, METRICS, check_metric
+from results.analysis.metrics import COMPARABLE, HIGHER_IS_BETTER, check_metric
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.loading import load
+from results.terminal import console
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
-
-PLAIN_WIDTH = 120
-"""Columns of output that goes to no terminal."""
 
 
 def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None = None) -> Group:
@@ -98,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--metric",
         default="test_accuracy",
         metavar="NAME",
-        help=f"what the verdict is about (default test_accuracy): {', '.join(METRICS)}",
+        help=f"what the verdict is about (default test_accuracy): {', '.join(COMPARABLE)}",
     )
     parser.add_argument("--sort", metavar="COLUMN", help="order of methods; a column of --format csv")
     parser.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
@@ -107,8 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_metric(options.metric)
         results = load(options.runs)
         if options.format == "table":
-            console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-            console.print(render(results, options.metric, options.sort))
+            console(sys.stdout).print(render(results, options.metric, options.sort))
             return 0
         table = _sorted(summary(results), options.sort)
     except (OSError, ResultSetError, ValueError) as error:

@@ -101,11 +101,6 @@ def _turn(record: TrialRecord) -> tuple[bool, int, str]:
     return row.get("phase") == "confirm", row.get("trial_number") or 0, row.get("started_at") or ""
 
 
-def write_snapshot(run_directory: Path) -> None:
-    """Make the tables anew from the journal; a reader sees the old table or the new one, never half."""
-    Snapshots(run_directory).write()
-
-
 class Snapshots:
     """Make a run's tables from its journal again and again; only what has changed is read and converted.
 

@@ -123,16 +123,3 @@ def standard_error(sample: Sample) -> tuple[float, float]:
     terms = by_examples**2 / max(1, sample.examples - 1)
     terms += by_seeds**2 / (seeds - 1) if seeds > 1 else 0.0
     return variance**0.5, max(1.0, variance**2 / terms)
-
-
-def power(difference: float, error: float, freedom: float) -> float:
-    """Return the probability that a true difference is shown at the 5% level, by a noncentral t.
-
-    Arguments:
-        difference: the true one.
-        error: standard error of the estimated one.
-        freedom: its degrees of freedom.
-    """
-    critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
-    shift = difference / error
-    return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))

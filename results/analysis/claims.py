@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from results.analysis.bootstrap import LEVEL, Estimate, Sample, estimate
-from results.analysis.metrics import amount, confirmed, level, packs
+from results.analysis.metrics import amount, confirmed, level, shares_process
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -86,7 +86,7 @@ def _overfits(trials: pd.DataFrame) -> Answer:
 def _faster(trials: pd.DataFrame) -> Answer:
     if missing := _missing(trials, "lora", "full"):
         return missing
-    if packs(trials):
+    if shares_process(trials):
         return UNKNOWN, "trials trained in packs, which share their time"
     verdict, _ = _differ(trials, "lora", "full", "train_seconds", sign=-1)
     means = trials.groupby("kind", sort=False).train_seconds.mean()

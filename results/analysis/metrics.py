@@ -26,7 +26,7 @@ LOWER_IS_BETTER: Final = (
     *("peak_memory_bytes", "model_bytes", "checkpoint_bytes", "trainable_parameters", "total_parameters"),
 )
 
-METRICS: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
+COMPARABLE: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 
 
 def check_metric(metric: str) -> None:
@@ -35,8 +35,8 @@ def check_metric(metric: str) -> None:
     Raises:
         ValueError: naming those there are.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+    if metric not in COMPARABLE:
+        raise ValueError(f"metric: expected one of {', '.join(COMPARABLE)}, got {metric!r}")
 
 
 def amount(value: float, metric: str) -> str:
@@ -85,7 +85,7 @@ def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
     return judged[is_same.all(axis=1) | ~judged.method.isin(best.index)]
 
 
-def packs(trials: pd.DataFrame) -> bool:
+def shares_process(trials: pd.DataFrame) -> bool:
     """Say whether any trials shared a process, and so its time and memory."""
     return bool((trials.trials_per_pack.fillna(1) > 1).any())
 

@@ -10,7 +10,8 @@ import pandas as pd
 import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
-from results.analysis.metrics import amount, confirmed, good_trials, packs
+from results.analysis.claims import UNKNOWN
+from results.analysis.metrics import amount, confirmed, good_trials, shares_process
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
@@ -67,7 +68,7 @@ def _notice(view: View) -> str:
         )
     elif interrupted:
         said.append(f"This experiment was interrupted: {_count(interrupted)} unfinished.")
-    if packs(trials):
+    if shares_process(trials):
         said.append("Trials trained in packs: their times and memory do not compare.")
     return " ".join(said)
 
@@ -312,7 +313,7 @@ def _differences_section(view: View) -> Section | None:
 
 def _claims_section(view: View) -> Section | None:
     found = claims(view.results)
-    if found.empty or (found.verdict == "cannot be said").all():
+    if found.empty or (found.verdict == UNKNOWN).all():
         return None
     rows = [Row((row.claim, row.verdict, row.evidence)) for row in found.itertuples()]
     caption = "The founding study's statements (GPT-2 on SST-2), held against this experiment."
