@@ -78,10 +78,10 @@ def expected_best(scores: Floats) -> Floats:
         C(i - 1, n - 1) of C(m, n) subsets.
     """
     count = scores.shape[1]
-    rank, size = np.arange(1, count + 1)[:, None], np.arange(1, count + 1)[None]
+    place, size = np.arange(1, count + 1)[:, None], np.arange(1, count + 1)[None]
     with np.errstate(invalid="ignore"):
-        log_share = _log_choose(rank - 1, size - 1) - _log_choose(count, size)
-    share = np.where(rank >= size, np.exp(log_share), 0.0)
+        log_share = _log_choose(place - 1, size - 1) - _log_choose(count, size)
+    share = np.where(place >= size, np.exp(log_share), 0.0)
     return np.sort(scores, axis=1) @ share
 
 
