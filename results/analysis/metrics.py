@@ -63,7 +63,10 @@ def good_trials(trials: pd.DataFrame, *metrics: str) -> pd.DataFrame:
 
 
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return each method's best trial of the search: by validation accuracy, then loss, then number."""
+    """Return each method's best trial of the search so far: by validation accuracy, then loss, then number.
+
+    Running and interrupted trials count with the evaluations they have made.
+    """
     order = good_trials(trials, "validation_accuracy").sort_values(
         ["validation_accuracy", "validation_loss", "trial_number"], ascending=[False, True, True]
     )
