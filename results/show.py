@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None = None) -> Group:
-    """Build what the terminal shows of every experiment: the table across methods, and the verdict."""
+    """Build the terminal's view of every experiment: the table across methods, and the verdict."""
     table = summary(results)
     parts: list[Any] = []
     for experiment in results.trials.experiment.unique():
@@ -35,7 +35,7 @@ def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None =
 
 
 def _sorted(rows: pd.DataFrame, sort: str | None) -> pd.DataFrame:
-    """Sort by a column, better or lower first; without one, as the experiment lists its methods."""
+    """Sort by a column, best or else lowest first; without one, keep the experiment's order of methods."""
     if sort is None:
         return rows
     if sort not in rows:
@@ -90,15 +90,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m results.show", description="Show the verdict and the table across methods."
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, directory of run directories, or glob; a path or a URI",
     )
     parser.add_argument(
         "--metric",
         default="test_accuracy",
         metavar="NAME",
-        help=f"what the verdict is about (default test_accuracy): {', '.join(COMPARABLE)}",
+        help=f"metric of the verdict (default test_accuracy): {', '.join(COMPARABLE)}",
     )
-    parser.add_argument("--sort", metavar="COLUMN", help="order of methods; a column of --format csv")
+    parser.add_argument(
+        "--sort", metavar="COLUMN", help="column to sort methods by, of those in --format csv"
+    )
     parser.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
     options = parser.parse_args(arguments)
     try:
