@@ -28,7 +28,7 @@ UNITS = {
     "finetune_peak_memory_bytes": "bytes",
 }
 SELECTED = 'experiment="$experiment", method=~"$method"'
-# One run is one series, even where a run was continued by another process.
+# One series per run, even if another process continued the run.
 COUNTS = f"max by (experiment, method, phase, status) (ray_{TRIALS}{{{SELECTED}}} > 0)"
 
 
@@ -79,7 +79,7 @@ def _best() -> stat.Panel:
     return (
         stat.Panel()
         .title("Best validation accuracy by method")
-        .description("Of the search, in the time shown.")
+        .description("Of the search, within the time range shown.")
         .datasource(SOURCE)
         .unit("percentunit")
         .decimals(1)
@@ -111,7 +111,7 @@ def _curve(name: str, description: str) -> timeseries.Panel:
     return (
         timeseries.Panel()
         .title(title)
-        .description(f"{description} Trials that run; each ended trial's curve ends with it.")
+        .description(f"{description} Running trials only: a curve ends with its trial.")
         .datasource(SOURCE)
         .unit(UNITS[name])
         .legend(_legend())

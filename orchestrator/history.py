@@ -10,6 +10,7 @@ from typing import Final
 
 from orchestrator.experiment import Assignment
 from orchestrator.reports import BY_HYPERPARAMETERS, WORST
+from results.schema import ENDED_WELL, Status
 from trainables.trial import Evaluation, TestOutcome, TrialSpec
 
 
@@ -19,7 +20,7 @@ class TrialHistory:
 
     assignment: Assignment
     spec: TrialSpec
-    status: str = "running"
+    status: Status = "running"
     error: str | None = None
     curve: Sequence[Evaluation] = ()
     started_at: datetime | None = None
@@ -51,7 +52,7 @@ class TrialHistory:
     @property
     def objective(self) -> float | None:
         """Best validation accuracy of a trial that ended well; None of any other."""
-        return self.best_so_far[-1] if self.curve and self.status in ("completed", "stopped") else None
+        return self.best_so_far[-1] if self.curve and self.status in ENDED_WELL else None
 
     @property
     def learned(self) -> float | None:

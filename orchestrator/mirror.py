@@ -19,10 +19,10 @@ from typing import Final, NamedTuple
 
 from orchestrator.errors import ExperimentError
 from orchestrator.history import TrialHistory
-from orchestrator.resume import UNFINISHED
 from orchestrator.storage import already_there
 from results.errors import ResultSetError
 from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
+from results.schema import UNFINISHED
 from results.store import TRIALS_FILE, read_journal
 
 COPY_EVERY_SECONDS = 1.0

@@ -14,11 +14,8 @@ from rich.table import Table
 from orchestrator.experiment import Experiment
 from orchestrator.history import TrialHistory
 from orchestrator.tally import Tally
-from results.analysis.metrics import FAILURES
 from results.hyperparameters import describe_hyperparameters
-
-ENDED_WELL = ("completed", "stopped", "interrupted")
-"""Statuses of trials that have ended and did not fail."""
+from results.schema import ENDED_WELL, FAILED
 
 
 class Display:
@@ -89,13 +86,13 @@ class Display:
 
     def _note_best(self, method: str, trial: TrialHistory) -> None:
         best = self._best.get(method)
-        if best and best.spec.trial_id == trial.spec.trial_id and trial.status in FAILURES:
+        if best and best.spec.trial_id == trial.spec.trial_id and trial.status in FAILED:
             others = [one for one in self._tally.trials.values() if one.assignment.phase == "search"]
             candidates: Iterable[TrialHistory] = [one for one in others if one.spec.method == method]
             self._best.pop(method)
         else:
             candidates = [trial, *([best] if best else [])]
-        scored = [one for one in candidates if one.best and one.status not in FAILURES]
+        scored = [one for one in candidates if one.best and one.status not in FAILED]
         if scored:
             self._best[method] = min(scored, key=lambda one: one.standing)
 
@@ -146,9 +143,9 @@ class Display:
 
     def _cells(self, method: str) -> tuple[str, ...]:
         search, confirm = (self._tally.statuses[method, phase] for phase in ("search", "confirm"))
-        failed = sum(search[status] + confirm[status] for status in FAILURES)
+        failed = sum(search[status] + confirm[status] for status in FAILED)
         running = search["running"] + confirm["running"]
-        ended = sum(search[status] for status in ENDED_WELL)
+        ended = sum(search[status] for status in (*ENDED_WELL, "interrupted"))
         counts = [f"{ended}" if self._budget.unit else f"{ended}/{self._planned}"]
         counts += [str(running or ""), str(failed or "")]
         counts += [f"{confirm['completed']}/{self._seeds}"] if self._seeds else []

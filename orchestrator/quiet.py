@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 from rich.console import Console
 
-PLAIN_WIDTH = 120
-"""Columns of output that goes to no terminal."""
+from results.terminal import console
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def quiet(log: BinaryIO) -> Iterator[Console]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            yield Console(file=shown, width=None if shown.isatty() else PLAIN_WIDTH)
+            yield console(shown)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -21,6 +21,7 @@ from orchestrator.lost_workers import OUT_OF_MEMORY
 from orchestrator.reports import DAMAGE, ERROR, POINT, STATUS
 from orchestrator.rows import Provenance, trial_record
 from orchestrator.secrets import redact
+from results.schema import Status
 from results.store import Snapshots, drop_checkpoint, remove_record, write_record
 
 SNAPSHOT_EVERY_SECONDS = 2.0
@@ -167,7 +168,7 @@ class Recorder(tune.Callback):
         curve = self.trials[Assignment.from_config(trial.config).trial_id].curve
         return bool(curve) and curve[-1].is_last
 
-    def _end(self, trial: Trial, status: str, error: str | None) -> None:
+    def _end(self, trial: Trial, status: Status, error: str | None) -> None:
         # A trial whose worker died before it began was never started.
         trial_id = Assignment.from_config(trial.config).trial_id
         if trial_id not in self.trials:
@@ -248,6 +249,6 @@ def _clean(error: str) -> str:
     return redact(error).encode(errors="replace").decode()
 
 
-def _death(error: str) -> str:
+def _death(error: str) -> Status:
     """Return the status of a trial whose worker is gone: out_of_memory where Ray has ended it for that."""
     return "out_of_memory" if OUT_OF_MEMORY in error else "failed"

@@ -18,10 +18,8 @@ from orchestrator.rows import trial_history
 from orchestrator.states import saved_evaluation
 from results.errors import ResultSetError
 from results.remote import is_uri, name_and_parent
+from results.schema import UNFINISHED
 from results.store import TrialRecord, read_journal
-
-UNFINISHED: Final = ("running", "interrupted")
-"""Statuses of trials that go on; all others have ended, and are not run again."""
 
 MAY_GROW: Final = ("search.trials", "confirm.seeds", "budget.train_seconds", "budget.examples")
 """Numbers that may be larger than they were when the run began."""
@@ -166,7 +164,7 @@ def _history(
     try:
         trial = trial_history(experiment, record, labels)
         return _as_saved(directory, trial) if trial.status in UNFINISHED else trial
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ExperimentError(
             [
                 f"{directory}/journal: what is recorded of {record.trial.get('trial_id')!r} is no trial of"

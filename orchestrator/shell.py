@@ -13,6 +13,7 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 from orchestrator.assignment import Assignment
 from orchestrator.reports import DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
 from results.hyperparameters import describe_hyperparameters
+from results.schema import Status
 from trainables.evaluation import Evaluation
 
 
@@ -32,7 +33,7 @@ class Start:
 class Failure:
     """How a trial failed, its process being fit for the next one."""
 
-    status: str  # diverged, out_of_memory or failed
+    status: Status  # one of FAILED
     error: str
 
 

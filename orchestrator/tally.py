@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from orchestrator.history import TrialHistory
+from results.schema import Status
 
 
 class Tally:
@@ -21,7 +22,7 @@ class Tally:
     def __init__(self, trials: Iterable[TrialHistory] = ()) -> None:
         self.trials: dict[str, TrialHistory] = {}  # by id, each in its newest state
         self.running: dict[str, TrialHistory] = {}  # those of them that run
-        self.statuses: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by method and phase
+        self.statuses: dict[tuple[str, str], Counter[Status]] = defaultdict(Counter)  # by method and phase
         for trial in trials:
             self.note(trial)
 

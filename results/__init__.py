@@ -1,4 +1,4 @@
-"""The result set: what users read. ``results.load("runs/*")`` gives its tables as data frames."""
+"""The result set, which users read: ``results.load("runs/*")`` returns its tables as data frames."""
 
 from results.loading import ResultSet, load
 

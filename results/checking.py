@@ -1,4 +1,4 @@
-"""What is taken from a table that anybody may have written: the columns and types of its schema."""
+"""Checks of tables that anybody may have written: only columns and types of the schema are accepted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from results.schema import HYPERPARAMETER_PREFIX, STRING, TABLES
+from results.schema import HYPERPARAMETER_PREFIX, STATUSES, STRING, TABLES
 
 REQUIRED: Final = {
     "trials": ("experiment", "trial_id", "method", "phase"),
@@ -17,11 +17,11 @@ REQUIRED: Final = {
     "checkpoints": ("experiment", "trial_id", "method", "path"),
     "predictions": ("experiment", "trial_id", "method", "phase", "seed", "example_id", "label", "prediction"),
 }
-"""Columns without nulls: what rows are found and compared by."""
+"""Columns that must not have nulls: rows are found and compared by them."""
 
 KNOWN: Final = {
     "phase": ("search", "confirm"),
-    "status": ("running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"),
+    "status": STATUSES,
 }
 
 LONGEST_NAME: Final = 200
@@ -30,16 +30,16 @@ FIRST, LAST = datetime(1970, 1, 1), datetime(9999, 1, 1)
 
 
 def check_table(found: pa.Table, table: str) -> pa.Table:
-    """Return a table with the columns and types of its schema, then hyperparameters; others are left out.
+    """Return a table with the columns and types of its schema, then hyperparameters, and no other columns.
 
-    Columns that are missing are null.
+    Missing columns are null.
 
     Raises:
-        ValueError: saying which column is not what it has to be.
+        ValueError: naming the column that does not match, and what was expected.
     """
     twice = [name for name, count in Counter(found.column_names).items() if count > 1]
     if twice:
-        raise ValueError(f"column {twice[0]!r} stands twice")
+        raise ValueError(f"column {twice[0]!r} appears twice; expected each column once")
     columns = {field.name: _column(found, field) for field in TABLES[table]}
     for name in REQUIRED[table]:
         if columns[name].null_count:
@@ -59,7 +59,7 @@ def check_table(found: pa.Table, table: str) -> pa.Table:
     checked = pa.table(columns)
     key = ["experiment", "trial_id", *(["example_id"] if table == "predictions" else [])]
     if table in ("trials", "predictions") and checked.group_by(key).aggregate([]).num_rows < len(checked):
-        raise ValueError(f"two rows have the same {', '.join(key)}")
+        raise ValueError(f"two rows have the same {', '.join(key)}; expected one row each")
     return checked
 
 
@@ -77,7 +77,7 @@ def _column(found: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     if pa.types.is_timestamp(field.type):
         first, last = (pa.scalar(time, pa.timestamp("us")).cast(field.type) for time in (FIRST, LAST))
         if pc.any(pc.or_(pc.less(column, first), pc.greater(column, last))).as_py():
-            raise ValueError(f"column {field.name!r} has a time that no trial ran at")
+            raise ValueError(f"column {field.name!r} has a time out of range; expected years 1970 to 9998")
     return column
 
 
@@ -93,18 +93,18 @@ def _hyperparameter(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise ValueError(f"column {name!r} is of type {kind}; expected numbers, texts or booleans")
     if not name.isprintable() or len(name) > LONGEST_NAME:
-        raise ValueError(f"column {name[:LONGEST_NAME]!r} is no name of a hyperparameter")
+        raise ValueError(f"column {name[:LONGEST_NAME]!r} is not a valid hyperparameter name")
     return column
 
 
 def _check_finite(name: str, column: pa.ChunkedArray) -> None:
-    # NaN is what pandas writes for a null.
+    # NaN is allowed: pandas writes it for nulls.
     if pc.any(pc.is_inf(column)).as_py():
         raise ValueError(f"column {name!r} has infinite numbers; expected finite ones, or nulls")
 
 
 def _check_names(name: str, column: pa.ChunkedArray) -> None:
-    """Refuse what would break a table's line or speak to the terminal."""
+    """Refuse names that would break a line of a table or send control codes to the terminal."""
     for text in _texts(column):
         if not text or not text.isprintable() or len(text) > LONGEST_NAME:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""``python -m results.dictionary``: every column of every table, as ``docs/result-set.md`` lists them."""
+"""``python -m results.dictionary``: print ``docs/result-set.md``, which lists every column of every table."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ UNITS = {
     "accuracy": "0 to 1",
     "f1": "0 to 1",
 }
-"""By the last word of a column's name."""
+"""Units by the last word of a column's name."""
 
 MEANINGS = {
-    "trials": "One row per trial, whatever became of it. Columns `hp_<name>` follow, one per hyperparameter "
-    "that any trial has, null for methods that have none of that name.",
-    "metrics": "One row per evaluation of each trial: its curve.",
-    "checkpoints": "One row per checkpoint that is still on disk.",
+    "trials": "One row per trial, however it ended. Columns `hp_<name>` follow, one per hyperparameter "
+    "of any trial, null for methods without it.",
+    "metrics": "One row per evaluation of each trial: the trial's curve.",
+    "checkpoints": "One row per checkpoint still on disk.",
     "predictions": "One row per test example and trial of the confirm phase.",
 }
 
 INTRODUCTION = f"""\
 # The result set
 
-Made from `results/schema.py` by `python -m results.dictionary > docs/result-set.md`.
+Generated from `results/schema.py` by `python -m results.dictionary > docs/result-set.md`.
 
-A run directory holds Parquet tables, each replaced as a whole, so that they can be read at any moment of a
-run. A value that is missing is null, never a number that stands for it. The file's metadata has
-`schema_version`, now {SCHEMA_VERSION}: `results.load` fills columns that an older version did not write
-with nulls, and refuses what a newer version wrote. [The cookbook](cookbook.md) has queries.
+A run directory holds Parquet tables. Each is replaced as a whole, so they can be read at any time during a
+run. A missing value is null, never a number that stands for it. The file's metadata has `schema_version`, now
+{SCHEMA_VERSION}: `results.load` fills columns that an older version did not write with nulls, and refuses
+files of a newer version. [The cookbook](cookbook.md) has queries.
 
-Result sets that somebody sent are safe to load, show and report: Parquet and JSON is all that is read, what
-is not as below is refused, and text is shown as text. `ray/` beside the tables has Ray's own state files,
-which are pickles: they run code when they are opened. The program never opens those of an earlier run; do
-not open them with other tools unless the run is your own.
+Other people's result sets are safe to load, show and report: only Parquet and JSON are read, anything that
+does not match the tables below is refused, and text is shown as text. `ray/` beside the tables holds Ray's
+own state files, which are pickles: they run code when opened. The program never opens those of an earlier
+run; do not open them with other tools unless the run is your own.
 """
 
 

@@ -1,22 +1,22 @@
-"""A result set that cannot be read, and how a message quotes what somebody wrote."""
+"""The error of a result set that cannot be read, and how messages quote untrusted text."""
 
 from __future__ import annotations
 
 from typing import Final
 
 LONGEST_LINE: Final = 1000
-"""Characters of a message."""
+"""Most characters of a message."""
 
 
 class ResultSetError(ValueError):
-    """A result set that cannot be read: which file, and what to do."""
+    """A result set cannot be read; the message says which file, and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 def one_line(text: str) -> str:
-    """Escape what would break a line or speak to the terminal, and cut what is too long."""
+    """Escape line breaks and control codes, and cut long text in the middle."""
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} [...] {line[-half:]}"

@@ -1,4 +1,4 @@
-"""Hyperparameters as a person reads them. Workers use it, and so it loads nothing of the analysis."""
+"""Hyperparameters as people read them. Workers use this module, so it does not import the analysis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def describe_hyperparameters(values: Mapping[str, Any]) -> str:
 
 
 def hyperparameters_of(row: pd.Series) -> dict[str, Any]:
-    """Return the hyperparameters a row has, by name: the learning rate, which all methods have, is last."""
+    """Return a row's hyperparameters by name, the learning rate last, since all methods have it."""
     found = {
         name.removeprefix(HYPERPARAMETER_PREFIX): row[name]
         for name in row.index

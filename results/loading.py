@@ -27,13 +27,13 @@ class ResultSet:
     predictions: pd.DataFrame
 
     def of(self, experiment: str) -> ResultSet:
-        """Return one experiment's part."""
+        """Return the part of one experiment."""
         tables = {name: frame[frame.experiment == experiment] for name, frame in vars(self).items()}
         return ResultSet(**tables)
 
     @classmethod
     def of_trials(cls, trials: pd.DataFrame) -> ResultSet:
-        """Wrap a table of trials on its own."""
+        """Make a result set of a trials table alone."""
         from results.schema import TABLES
 
         others = {name: schema.empty_table().to_pandas() for name, schema in TABLES.items()}
@@ -45,17 +45,17 @@ def load(
 ) -> ResultSet:
     """Load run directories.
 
-    Columns that an older version did not write are null.
+    Columns that an older version of the program did not write are null.
 
     Arguments:
-        path: a run directory, a directory of them, a glob such as ``runs/*``, or several of these; each a
-            path or a URI such as ``s3://bucket/runs/*``.
+        path: a run directory, a directory of run directories, a glob such as ``runs/*``, or a list of these;
+            each may be a path or a URI such as ``s3://bucket/runs/*``.
         skip_damaged: leave out tables that cannot be read, with a warning that names them.
 
     Raises:
-        FileNotFoundError: if a path holds no result set.
-        ResultSetError: naming a table that cannot be read, or one that a newer version wrote.
-        StorageError: if a URI is none, or its storage cannot be reached.
+        FileNotFoundError: if a path has no result set.
+        ResultSetError: if a table cannot be read, or a newer version wrote it.
+        StorageError: if a URI is invalid, or its storage cannot be reached.
     """
     from results.schema import TABLES  # here, so that `import results` stays fast
 
@@ -73,7 +73,7 @@ def load(
 
 
 def _check_names(runs: Mapping[str, pa.Table | None]) -> None:
-    """Refuse two runs of one name: rows know each other by it."""
+    """Refuse two runs of the same name, by which rows of different tables are matched."""
     from results.errors import ResultSetError
 
     owners: dict[str, str] = {}
@@ -81,8 +81,8 @@ def _check_names(runs: Mapping[str, pa.Table | None]) -> None:
         for name in trials["experiment"].unique().to_pylist() if trials else []:
             if name in owners:
                 raise ResultSetError(
-                    f"{owners[name]} and {run}: both are runs named {name}; expected names that differ:"
-                    " load them one by one, or run one of them again with another --name"
+                    f"{owners[name]} and {run}: both are runs named {name}; expected different names:"
+                    " load them one by one, or rerun one of them with another --name"
                 )
             owners[name] = run
 
@@ -96,7 +96,9 @@ def _concatenate(parts: list[pa.Table]) -> pa.Table:
     try:
         return pa.concat_tables([_untyped(part, known) for part in parts], promote_options="permissive")
     except pa.ArrowException as error:
-        raise ResultSetError(f"trials.parquet: of several runs: {error}; load them one by one") from None
+        raise ResultSetError(
+            f"trials.parquet: the runs do not fit together: {error}; load them one by one"
+        ) from None
 
 
 def _untyped(part: pa.Table, known: Collection[str]) -> pa.Table:
@@ -125,9 +127,8 @@ def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Tab
         found = pq.read_table(source, partitioning=None)
     except StorageError:
         raise
-    except Exception as error:  # of a damaged file the reader raises what it happens to raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        problem = f"{file}: not a whole Parquet table ({reason})"
+    except Exception as error:  # damaged files make the reader raise all kinds of errors
+        problem = f"{file}: not a whole Parquet table ({reason(error)})"
     else:
         _check_version(file, found)
         try:
@@ -182,10 +183,10 @@ def _matches(path: str) -> list[Path]:
 
 
 def _remote(uri: str) -> list[RemoteDirectory]:
-    """Find the directories that a URI, or a glob, names.
+    """Find the directories that a URI or a glob names.
 
     Raises:
-        StorageError: if it is none, or its storage cannot be reached.
+        StorageError: if the URI is invalid, or its storage cannot be reached.
     """
     root, pattern = uri, ""
     while glob.has_magic(root.partition("?")[0]):
@@ -195,7 +196,7 @@ def _remote(uri: str) -> list[RemoteDirectory]:
     try:
         directory.directories()
         return list(directory.glob(pattern)) if pattern else [directory]
-    except Exception as error:  # each filesystem of fsspec's has its own
+    except Exception as error:  # each fsspec filesystem raises its own kinds
         raise StorageError(f"{uri}: cannot be read: {reason(error)}") from None
 
 

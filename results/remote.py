@@ -1,4 +1,4 @@
-"""Directories that are no paths: on S3, Google Cloud Storage or any filesystem of pyarrow's or fsspec's."""
+"""Directories at URIs: on S3, Google Cloud Storage or any other filesystem of pyarrow or fsspec."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WITHOUT_DIRECTORIES = ("s3", "gcs")
-"""Filesystems on which making a directory would only leave an empty object."""
+"""Filesystems without directories: creating one would only leave an empty object."""
 
 SECRETS = ("key", "secret", "token", "password", "sig")
-"""Parts of the names of query parameters that hold a secret."""
+"""A query parameter whose name contains one of these holds a secret."""
 
 PART_BYTES = 16 << 20
-"""How much of a file is in memory at once while it is copied."""
+"""Most bytes of a file in memory while it is copied."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before an operation that failed is tried again; the pause doubles each time."""
+"""Seconds before a failed operation is retried; the pause doubles each time."""
 
 
 class StorageError(ValueError):
-    """A storage URI that is none, or that cannot be used: which, and why."""
+    """A storage URI is invalid or cannot be used; the message says which, and why."""
 
 
 def is_uri(place: str) -> bool:
-    """Say whether a text names a place by a URI, not by a path."""
+    """Say whether a text is a URI rather than a path."""
     return "://" in place
 
 
 def check_uri(uri: str) -> None:
-    """Refuse a URI that names no directory, or holds credentials, which would be written down everywhere.
+    """Refuse a URI that names no directory, or that has credentials, which would end up in every log.
 
     Raises:
-        StorageError: without the credentials.
+        StorageError: its message does not repeat the credentials.
     """
     parts = _split(uri)
-    # Azure writes CONTAINER@ACCOUNT, and the secret, if any, after a colon.
+    # Azure's URIs have CONTAINER@ACCOUNT, with the secret, if any, after a colon.
     user = "" if parts.scheme in ("abfs", "abfss") and ":" not in parts.netloc else parts.netloc
     hidden = [name for name, _ in parse_qsl(parts.query) if any(part in name.lower() for part in SECRETS)]
     if "@" in user or hidden:
         raise StorageError(
-            f"{parts.scheme}://...: holds credentials; expected none in a URI: leave them to the environment"
+            f"{parts.scheme}://...: holds credentials; expected none in a URI: put them in the environment"
             " (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or the provider's own files"
         )
     if not (parts.netloc + parts.path).strip("/") or parts.fragment:
@@ -59,13 +59,13 @@ def check_uri(uri: str) -> None:
 
 
 def below(uri: str, name: str) -> str:
-    """Return the URI of what is called ``name`` in a directory; a query stays at the end."""
+    """Return the URI of ``name`` in a directory; a query stays at the end."""
     parts = _split(uri)
     return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
 
 def name_and_parent(uri: str) -> tuple[str, str]:
-    """Split a URI into the last part of its path and the URI of the directory that has it."""
+    """Split a URI into the last part of its path and the URI of the parent directory."""
     parts = _split(uri)
     parent, _, name = parts.path.rstrip("/").rpartition("/")
     return name, parts._replace(path=parent).geturl()
@@ -79,14 +79,14 @@ def _split(uri: str) -> SplitResult:
 
 
 class RemoteDirectory:
-    """A directory that is named by a URI. It is there as soon as something is put into it.
+    """A directory named by a URI. It exists as soon as something is put into it.
 
     Arguments:
-        uri: a scheme that ``pyarrow.fs.FileSystem.from_uri`` knows, ``fsspec+`` and one that fsspec knows, or
-            the latter alone.
+        uri: its scheme is one that ``pyarrow.fs.FileSystem.from_uri`` knows, or one of fsspec's, with or
+            without ``fsspec+`` before it.
 
     Raises:
-        StorageError: if no filesystem takes it.
+        StorageError: if no filesystem supports the URI.
     """
 
     def __init__(self, uri: str) -> None:
@@ -99,36 +99,36 @@ class RemoteDirectory:
         return self.uri
 
     def child(self, name: str) -> RemoteDirectory:
-        """Return the directory called ``name``, such as ``journal`` or ``states/lora-003``."""
+        """Return the subdirectory ``name``, such as ``journal`` or ``states/lora-003``."""
         child = object.__new__(RemoteDirectory)
         child.uri, child._filesystem = below(self.uri, name), self._filesystem
         child._path = f"{self._path}/{name}"
         return child
 
     def read(self, name: str) -> bytes:
-        """Read a file: what it was at one moment, also while it is replaced.
+        """Read a file as it was at one moment, even while it is being replaced.
 
         Raises:
-            FileNotFoundError: if it is not there.
+            FileNotFoundError: if there is none.
         """
         path = f"{self._path}/{name}"
         while True:
-            # S3 is asked for the size first. A file that is longer by when it is read comes without its end.
+            # The size is requested from S3 first: a file that has grown by the time it is read comes cut off.
             with self._filesystem.open_input_file(path) as stream:
                 size, content = stream.size(), stream.read()
             if len(content) == size == self._filesystem.get_file_info(path).size:
                 return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole: a reader sees what was there before, or all of this."""
+        """Write a file as a whole: a reader sees the old content or all of the new."""
         path = f"{self._path}/{name}"
         self._make_parent(path)
         with self._filesystem.open_output_stream(path) as stream:
             stream.write(content)
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a file here."""
-        # Not by pyarrow's copy_files, which says nothing of an error when the last part is sent.
+        """Upload a file."""
+        # Not with pyarrow's copy_files, which hides an error in sending the last part.
         path = f"{self._path}/{name}"
         with open(local, "rb") as file:
             part = file.read(PART_BYTES)
@@ -139,10 +139,10 @@ class RemoteDirectory:
                     part = file.read(PART_BYTES)
 
     def download(self, name: str, local: Path) -> None:
-        """Copy a file from here. It is there once it is whole.
+        """Download a file. The local file appears once it is complete.
 
         Raises:
-            FileNotFoundError: if it is not here.
+            FileNotFoundError: if there is none.
         """
         with self._filesystem.open_input_file(f"{self._path}/{name}") as stream:
             local.parent.mkdir(parents=True, exist_ok=True)
@@ -152,20 +152,20 @@ class RemoteDirectory:
             unfinished.replace(local)
 
     def put(self, directory: Path) -> None:
-        """Copy all files of a directory here, over those of the same names."""
+        """Upload all files of a directory, replacing those of the same names."""
         for file in sorted(directory.rglob("*")):
             if file.is_file():
                 self.upload(file, file.relative_to(directory).as_posix())
 
     def get(self, directory: Path) -> None:
-        """Copy all files that are here into a directory."""
+        """Download all files into a local directory."""
         for name in self.files():
             self.download(name, directory / name)
 
     def files(self) -> dict[str, int]:
-        """Return the files that are here and below: their names and sizes in bytes.
+        """Return the names and sizes in bytes of all files, including those in subdirectories.
 
-        A key such as ``a/../../b``, which no directory has, is left out: a copy of it would be elsewhere.
+        Keys such as ``a/../../b``, which no directory has, are left out: a copy would be written elsewhere.
         """
         names = {
             info.path.removeprefix(self._path).lstrip("/"): info.size
@@ -175,21 +175,21 @@ class RemoteDirectory:
         return {name: size for name, size in names.items() if not {"", ".", ".."} & set(name.split("/"))}
 
     def directories(self) -> list[str]:
-        """Return the names of the directories that are here, in order."""
+        """Return the sorted names of the subdirectories."""
         from pyarrow.fs import FileType
 
         return sorted(info.base_name for info in self._infos() if info.type == FileType.Directory)
 
     def exists(self) -> bool:
-        """Say whether anything is here."""
+        """Say whether the directory has anything in it."""
         return bool(self._infos())
 
     def has(self, name: str) -> bool:
-        """Say whether a file of that name is here."""
+        """Say whether there is a file of that name."""
         return bool(self._filesystem.get_file_info(f"{self._path}/{name}").is_file)
 
     def glob(self, pattern: str) -> Iterator[RemoteDirectory]:
-        """Find directories below this one by a pattern such as ``*`` or ``gpt2-*/runs``, in order."""
+        """Find directories below this one by a pattern such as ``*`` or ``gpt2-*/runs``, sorted."""
         first, _, rest = pattern.strip("/").partition("/")
         for name in self.directories():
             if fnmatchcase(name, first):
@@ -197,20 +197,20 @@ class RemoteDirectory:
                 yield from found.glob(rest) if rest else (found,)
 
     def remove(self, name: str) -> None:
-        """Remove a file; there may be none."""
+        """Remove a file, if there is one."""
         with suppress(FileNotFoundError):
             self._filesystem.delete_file(f"{self._path}/{name}")
 
     def remove_directory(self, name: str) -> None:
-        """Remove a directory and all that it has; there may be none."""
+        """Remove a directory and everything in it, if there is one."""
         with suppress(FileNotFoundError):
             self._filesystem.delete_dir(f"{self._path}/{name}")
 
     def probe(self) -> None:
-        """Write a file and remove it again.
+        """Check that files can be written, by writing one and removing it again.
 
         Raises:
-            StorageError: saying why that cannot be done.
+            StorageError: saying why they cannot.
         """
         name = f".probe-{uuid4().hex}"
         try:
@@ -231,7 +231,7 @@ class RemoteDirectory:
 
 
 def _open(uri: str) -> tuple[FileSystem, str]:
-    """Find the filesystem and the path on it, as Ray does: pyarrow's own schemes, and fsspec's otherwise."""
+    """Find a URI's filesystem and the path on it as Ray does: among pyarrow's own, then among fsspec's."""
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
@@ -247,18 +247,18 @@ def _open(uri: str) -> tuple[FileSystem, str]:
 
 
 def _impatient(filesystem: FileSystem) -> FileSystem:
-    """Return the same S3 filesystem, which says within half a minute that it gets no answer.
+    """Return the same S3 filesystem, but failing within half a minute if it gets no answer.
 
-    As it comes of a URI, it tries silently for several minutes.
+    Made from a URI, it would retry silently for several minutes.
     """
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    _, (options,) = filesystem.__reduce__()  # all that the URI and the environment say
+    _, (options,) = filesystem.__reduce__()  # everything from the URI and the environment
     changed = {
         "request_timeout": 5,
         "connect_timeout": 5,
         "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=2),
-        "allow_delayed_open": True,  # a small file is one request then, not three
+        "allow_delayed_open": True,  # so that a small file takes one request, not three
     }
     return S3FileSystem(**{**options, **changed})
 
@@ -273,13 +273,13 @@ def _open_fsspec(uri: str) -> tuple[FileSystem, str]:
         raise StorageError(f"{uri}: no filesystem is called {scheme}; {known}")
     try:
         filesystem, path = fsspec.url_to_fs(uri)
-    except Exception as error:  # such as an ImportError that names the package it takes
+    except Exception as error:  # such as an ImportError that names the missing package
         raise StorageError(f"{uri}: {reason(error)}") from None
     return PyFileSystem(FSSpecHandler(filesystem)), path
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why a storage did not do what it was asked."""
+    """Return the first line of what an error says, or its type's name if it says nothing."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 
@@ -289,16 +289,16 @@ def patiently(
     seconds: float,
     report: Callable[[BaseException | None], object] = lambda error: None,
 ) -> T:
-    """Try again and again while the storage answers with errors.
+    """Retry an operation while the storage answers with errors.
 
     Arguments:
-        operation: may be tried any number of times.
-        seconds: how long to try.
-        report: is told the first error, and None once it works again.
+        operation: may be called any number of times.
+        seconds: how long to retry.
+        report: is called with the first error, and with None once the operation works again.
 
     Raises:
-        OSError: if it does not work in that time.
-        FileNotFoundError: at once; another try would not find it either.
+        OSError: if it still fails after that time.
+        FileNotFoundError: at once, since retrying would not help.
     """
     deadline, pause, has_failed = time.monotonic() + seconds, FIRST_PAUSE, False
     while True:

@@ -8,25 +8,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from results.analysis import summary, verdict
-from results.analysis.metrics import HIGHER_IS_BETTER, METRICS, check_metric
+from results.analysis.metrics import COMPARABLE, HIGHER_IS_BETTER, check_metric
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.loading import load
+from results.terminal import console
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
 
-PLAIN_WIDTH = 120
-"""Columns of output that goes to no terminal."""
-
 
 def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None = None) -> Group:
-    """Build what the terminal shows of every experiment: the table across methods, and the verdict."""
+    """Build the terminal's view of every experiment: the table across methods, and the verdict."""
     table = summary(results)
     parts: list[Any] = []
     for experiment in results.trials.experiment.unique():
@@ -37,7 +35,7 @@ def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None =
 
 
 def _sorted(rows: pd.DataFrame, sort: str | None) -> pd.DataFrame:
-    """Sort by a column, better or lower first; without one, as the experiment lists its methods."""
+    """Sort by a column, best or else lowest first; without one, keep the experiment's order of methods."""
     if sort is None:
         return rows
     if sort not in rows:
@@ -92,23 +90,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m results.show", description="Show the verdict and the table across methods."
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, directory of run directories, or glob; a path or a URI",
     )
     parser.add_argument(
         "--metric",
         default="test_accuracy",
         metavar="NAME",
-        help=f"what the verdict is about (default test_accuracy): {', '.join(METRICS)}",
+        help=f"metric of the verdict (default test_accuracy): {', '.join(COMPARABLE)}",
     )
-    parser.add_argument("--sort", metavar="COLUMN", help="order of methods; a column of --format csv")
+    parser.add_argument(
+        "--sort", metavar="COLUMN", help="column to sort methods by, of those in --format csv"
+    )
     parser.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
     options = parser.parse_args(arguments)
     try:
         check_metric(options.metric)
         results = load(options.runs)
         if options.format == "table":
-            console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-            console.print(render(results, options.metric, options.sort))
+            console(sys.stdout).print(render(results, options.metric, options.sort))
             return 0
         table = _sorted(summary(results), options.sort)
     except (OSError, ResultSetError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The journal (one file per trial) and the tables made of it, each replaced atomically."""
+"""The journal (one file per trial) and the tables made from it, each file replaced atomically."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TrialRecord:
 
     @property
     def rows(self) -> dict[str, Sequence[Row]]:
-        """Its rows by table."""
+        """The rows by table."""
         return {
             "trials": [self.trial],
             "metrics": self.metrics,
@@ -47,7 +47,7 @@ class TrialRecord:
 
 
 def write_record(run_directory: Path, record: TrialRecord) -> None:
-    """Journal a trial at ``journal/<trial_id>.json``, replacing what was there atomically.
+    """Journal a trial in ``journal/<trial_id>.json``, atomically replacing its earlier record.
 
     Raises:
         ValueError: if the trial's id is not a plain file name, or a column is not in the schema.
@@ -64,18 +64,18 @@ def write_record(run_directory: Path, record: TrialRecord) -> None:
 
 
 def remove_record(run_directory: Path, trial_id: str) -> None:
-    """Take a trial out of the journal; the next snapshot is without it."""
+    """Remove a trial from the journal, and so from the next snapshot."""
     (run_directory / "journal" / f"{trial_id}.json").unlink(missing_ok=True)
 
 
 def drop_checkpoint(run_directory: Path, trial_id: str) -> None:
-    """Note that a trial's checkpoint is not kept; whoever trained it, nothing else of its record changes."""
+    """Record that a trial's checkpoint was removed, and leave the rest of its record as it is."""
     record = _parse(run_directory / "journal" / f"{trial_id}.json")
     write_record(run_directory, replace(record, checkpoints=[]))
 
 
 def read_journal(run_directory: Path) -> list[TrialRecord]:
-    """Read what :func:`write_record` wrote, in the order in which trials took turns; times are ISO texts."""
+    """Read what :func:`write_record` wrote, in the order of the trials' turns; times are ISO texts."""
     files = sorted((run_directory / "journal").glob("*.json"))
     return sorted(map(_parse, files), key=_turn)
 
@@ -86,14 +86,14 @@ def _parse(file: Path) -> TrialRecord:
         trial = content["trials"][0]
         tables = [content["metrics"], content["checkpoints"], content["predictions"]]
         if not all(isinstance(row, dict) for row in (trial, *chain(*tables))):
-            raise TypeError("a row is no JSON object")
+            raise TypeError("a row is not a JSON object")
         if not isinstance(trial.get("trial_number"), int | None):
-            raise TypeError("trial_number is no integer")
+            raise TypeError("trial_number is not an integer")
         if not isinstance(trial.get("started_at"), str | None):
-            raise TypeError("started_at is no text")
+            raise TypeError("started_at is not a text")
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise ResultSetError(
-            f"{file}: not what the program writes of a trial ({error!r}); remove it, and the trial runs again"
+            f"{file}: not a trial as the program records it ({error!r}); remove it to run the trial again"
         ) from None
     return TrialRecord(trial, *tables)
 
@@ -103,20 +103,14 @@ def _turn(record: TrialRecord) -> tuple[bool, int, str]:
     return row.get("phase") == "confirm", row.get("trial_number") or 0, row.get("started_at") or ""
 
 
-def write_snapshot(run_directory: Path) -> None:
-    """Make the tables anew from the journal; a reader sees the old table or the new one, never half."""
-    Snapshots(run_directory).write()
-
-
 class Snapshots:
-    """Make a run's tables from its journal again and again; only what has changed is read and converted.
+    """Rebuild a run's tables from its journal repeatedly, reading and converting only what has changed.
 
-    Trials are in the order in which they took turns, and those of one turn in the order of their methods, as
-    which of them started first is chance.
+    Trials are ordered by turn, and within a turn by method, since it is chance which of them starts first.
 
     Arguments:
-        run_directory: has the journal, and gets the tables.
-        methods: their names, in the order in which they were asked for.
+        run_directory: has the journal; the tables are written here.
+        methods: names of the methods, in the experiment's order.
     """
 
     def __init__(self, run_directory: Path, methods: Iterable[str] = ()) -> None:
@@ -130,7 +124,7 @@ class Snapshots:
         self._changed.add(trial_id)
 
     def write(self) -> None:
-        """Make the tables anew; a reader sees the old table or the new one, never half."""
+        """Write the tables; a reader sees the old table or the new one, never half."""
         files = (self._directory / "journal").glob("*.json")
         self._known = {file.stem: self._read(file) for file in files}
         self._changed.clear()
@@ -171,16 +165,16 @@ class Snapshots:
 
 @dataclass(frozen=True)
 class _Journaled:
-    """A journal file as it was read."""
+    """A journal file as read."""
 
     turn: tuple[bool, int, int, str, str]
-    trial: Sequence[Any]  # its row of the trials table, in the order of the columns
+    trial: Sequence[Any]  # its row of the trials table, in column order
     hyperparameters: Row
-    tables: Mapping[str, pa.Table]  # those of the other tables that it has rows of
+    tables: Mapping[str, pa.Table]  # the other tables, where it has rows
 
 
 def make_table(table: str, rows: Sequence[Row]) -> pa.Table:
-    """Make an Arrow table of rows; ``hp_*`` columns get the narrowest type that holds their values."""
+    """Make an Arrow table from rows; ``hp_*`` columns get the narrowest type that holds their values."""
     return _assemble(table, [_cells(table, row) for row in rows], [_hyperparameters(row) for row in rows])
 
 
@@ -257,10 +251,10 @@ def _plain_value(value: Any) -> Any:
 
 
 def replace_file(path: Path, content: Any) -> None:
-    """Write a file beside ``path`` and move it there: it is whole, or what it was.
+    """Replace a file atomically: a reader finds the old content or all of the new.
 
     Raises:
-        OSError: if it could not be written.
+        OSError: if the file could not be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -271,5 +265,5 @@ def replace_file(path: Path, content: Any) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # half of it would only fill the disk
+        temporary.unlink(missing_ok=True)  # a partial file would only fill the disk
         raise

@@ -1,8 +1,8 @@
 """The default search space of each kind of method.
 
-Learning rates span about two orders of magnitude around the published default, wide enough that the
-best one is inside for small and for large models. The three low-rank methods share one space, so that
-none is better tuned than another.
+Learning rates span about two orders of magnitude around the published default, wide enough to contain the
+best one for small and for large models. The three low-rank methods share one space, so that none is tuned
+better than another.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ DEFAULT_SPACES: Final[Mapping[str, Space]] = {
 
 
 def default_space(kind: str) -> Space:
-    """Return the default space of a kind; a kind without one searches the learning rate alone."""
+    """Return the default space of a kind; for a kind without one, only the learning rate is searched."""
     return DEFAULT_SPACES.get(kind, {"learning_rate": FloatDistribution(1e-5, 1e-2, log=True)})

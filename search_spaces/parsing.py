@@ -19,11 +19,11 @@ RANGE_KEYS = ("low", "high", "log", "step")
 def parse_distribution(value: object) -> BaseDistribution:
     """Turn a YAML value into a distribution.
 
-    ``[4, 8, 16]`` is a choice, ``{low: 1e-5, high: 1e-3, log: true}`` a range (of integers when both ends
-    are), and anything else is fixed.
+    ``[4, 8, 16]`` is a choice, ``{low: 1e-5, high: 1e-3, log: true}`` a range (of integers if both ends
+    are integers), and anything else is a fixed value.
 
-    A choice between lists, ``[[c_attn], [c_attn, c_proj]]``, is a choice between their texts joined with
-    commas, since Optuna's choices are plain values; :func:`split_names` undoes it.
+    In a choice between lists, ``[[c_attn], [c_attn, c_proj]]``, each list becomes a text joined with commas,
+    since Optuna's choices must be plain values; :func:`split_names` reverses this.
 
     Raises:
         ValueError: saying what was expected.
@@ -50,7 +50,7 @@ def split_names(value: object) -> object:
 
 
 def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """Return the values whose validity decides that of all: both ends of a range, every choice."""
+    """Return both ends of a range, or every choice: if these are valid, all values are."""
     if isinstance(distribution, CategoricalDistribution):
         return tuple(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -58,9 +58,9 @@ def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def nearest(distribution: BaseDistribution, value: Any) -> Any:
-    """Return the member of a distribution that is closest to ``value``, or its first choice.
+    """Return the member of a distribution that is closest to ``value``, or else its first choice.
 
-    None is no limit: of a range, its high end is the closest.
+    None means no limit, to which the high end of a range is closest.
     """
     if isinstance(distribution, CategoricalDistribution):
         if value in distribution.choices:
@@ -81,7 +81,7 @@ def _range(value: Mapping[Any, Any]) -> BaseDistribution:
     unknown = [key for key in value if key not in RANGE_KEYS]
     if unknown or "low" not in value or "high" not in value:
         got = ", ".join(map(str, value)) or "nothing"
-        raise ValueError(f"expected a range with low and high, and perhaps log or step; got {got}")
+        raise ValueError(f"expected a range with low and high, and optionally log or step; got {got}")
     low, high = _number("low", value["low"]), _number("high", value["high"])
     log, step = value.get("log", False), value.get("step")
     if not isinstance(log, bool):
@@ -89,9 +89,9 @@ def _range(value: Mapping[Any, Any]) -> BaseDistribution:
     if low > high:
         raise ValueError(f"low is above high: {low} > {high}")
     if log and low <= 0:
-        raise ValueError(f"a logarithmic range starts above 0, got low {low}")
+        raise ValueError(f"low: expected a number above 0 in a logarithmic range, got {low}")
     if log and step is not None:
-        raise ValueError("a range has log or step, not both")
+        raise ValueError("expected log or step, got both")
     if step is not None and _number("step", step) <= 0:
         raise ValueError(f"step: expected a number above 0, got {step}")
     if isinstance(low, int) and isinstance(high, int):
@@ -113,12 +113,12 @@ def _choice(value: object) -> bool | int | float | str | None:
     if isinstance(value, list):
         return ",".join(str(item) for item in value)
     if isinstance(value, Mapping):
-        raise ValueError("expected plain values in a list of choices, got a mapping")
+        raise ValueError("expected plain values as choices, got a mapping")
     return _plain(value)
 
 
 def _plain(value: Any) -> Any:
-    """Read ``1e-5`` as a number; YAML 1.1 takes it for text because it has no point."""
+    """Read ``1e-5`` as a number; YAML 1.1 reads it as text because it has no decimal point."""
     if isinstance(value, str):
         try:
             return float(value)

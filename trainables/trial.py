@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from results.schema import Status
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters, recompute_activations
 from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Checkpoint, Elsewhere, load_checkpoint, save_checkpoint
@@ -308,7 +309,7 @@ def describe(base: BaseModel, kind: str, settings: MethodSettings) -> ModelSumma
     return ModelSummary(*count_parameters(model), model_bytes(model))
 
 
-def failure_status(error: Exception) -> str:
+def failure_status(error: Exception) -> Status:
     """Return the status of a trial that raised ``error``: diverged, out_of_memory or failed."""
     if isinstance(error, DivergedError):
         return "diverged"

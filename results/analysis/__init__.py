@@ -1,4 +1,4 @@
-"""What a result set shows: pandas in and pandas out.
+"""Analysis of a result set: pandas in, pandas out.
 
 results.analysis.compare(results.load("runs/demo"))
 """

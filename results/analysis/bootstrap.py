@@ -1,16 +1,15 @@
 """Intervals of means over seeds and test examples.
 
-What varies is the training seed and the test example, crossed: every trial of the confirm phase is judged
-on the same examples, and all methods share their seeds. So a metric is averaged over both, and both are
-resampled (a hierarchical bootstrap of crossed factors: Owen 2007, https://arxiv.org/abs/0711.0709).
+Training seeds and test examples vary, and are crossed: every trial of the confirm phase is judged on the
+same examples, and all methods share their seeds. So a metric is averaged over both, and both are resampled
+(a hierarchical bootstrap of crossed factors: Owen 2007, https://arxiv.org/abs/0711.0709).
 
-Taken as it is, that bootstrap is not honest with three or five seeds. It counts what is particular to one
-seed *and* one example more than once, which makes intervals too wide where examples dominate; and so few
-seeds, resampled, vary too little, which makes them too narrow where seeds dominate
-(``benchmarks/honesty.py`` measures both). Its draws are therefore spread to the standard error that the
-two-way analysis of variance gives, and to Student's t with Satterthwaite's degrees of freedom in place of
-the normal distribution: an expanded percentile interval (Hesterberg 2015,
-https://arxiv.org/abs/1411.5279).
+By itself, that bootstrap is not honest with three or five seeds. It counts the interaction of seed and
+example more than once, so intervals are too wide where examples dominate; and so few resampled seeds vary
+too little, so intervals are too narrow where seeds dominate (``benchmarks/honesty.py`` measures both).
+Its draws are therefore scaled to the standard error of the two-way analysis of variance, with Student's t
+and Satterthwaite's degrees of freedom instead of the normal distribution: an expanded percentile interval
+(Hesterberg 2015, https://arxiv.org/abs/1411.5279).
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ BLOCK = 10_000_000
 
 Floats = NDArray[np.floating]
 Statistic = Callable[[Floats], Floats]
-"""From weights of the examples ``[draws, examples]``, rows of sum 1, to a metric ``[draws, seeds]``."""
+"""Maps weights of the examples ``[draws, examples]``, whose rows sum to 1, to a metric ``[draws, seeds]``."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A metric by seed, and how it comes out on resampled examples."""
+    """A metric by seed, and its values on resampled examples."""
 
     values: Floats  # [seeds]
-    draws: Floats | None = None  # [draws, seeds]; None where the metric has nothing to do with examples
+    draws: Floats | None = None  # [draws, seeds]; None if the metric does not depend on examples
     examples: int | None = None
 
     def __sub__(self, other: Sample) -> Sample:
-        """Return the paired difference; both must be of the same seeds and draws."""
+        """Return the paired difference; both samples must have the same seeds and draws."""
         draws = self.draws - other.draws if self.draws is not None and other.draws is not None else None
         return Sample(self.values - other.values, draws, self.examples)
 
@@ -61,10 +60,10 @@ def resample(statistics: dict[str, Statistic], examples: int, draws: int, seed: 
     """Evaluate several statistics on the same resampled examples.
 
     Arguments:
-        statistics: by name.
-        examples: how many there are.
-        draws: how often they are resampled.
-        seed: of the resampling.
+        statistics: statistics by name.
+        examples: number of examples.
+        draws: number of resamplings.
+        seed: seed of the resampling.
     """
     generator = np.random.default_rng(seed)
     uniform = np.full((1, examples), 1 / examples)
@@ -84,7 +83,7 @@ def resample(statistics: dict[str, Statistic], examples: int, draws: int, seed: 
 def estimate(sample: Sample, seed: int = 0) -> Estimate:
     """Estimate the mean over seeds (and examples) with its interval and p-value.
 
-    With one seed the interval speaks of the examples alone; with one seed and no examples it is unknown.
+    With one seed the interval covers the examples alone; with one seed and no examples it is NaN.
     """
     mean, seeds = float(sample.values.mean()), len(sample.values)
     error, freedom = standard_error(sample)
@@ -106,9 +105,9 @@ def standard_error(sample: Sample) -> tuple[float, float]:
     """Return the standard error of a sample's mean, and its degrees of freedom.
 
     With crossed seeds and examples the variance of the mean is V_s + V_e - V_se, where V_s comes from the
-    seeds, V_e from the examples, and both hold V_se, what is particular to one seed and one example
-    (Cornfield and Tukey 1956). V_e and V_se are read off the resampled examples: seed by seed these vary
-    by V_e + (seeds - 1) V_se.
+    seeds, V_e from the examples, and both include V_se, the interaction of seed and example
+    (Cornfield and Tukey 1956). V_e and V_se are estimated from the resampled examples: for a single seed
+    these vary by V_e + (seeds - 1) V_se.
     """
     seeds = len(sample.values)
     by_seeds = float(sample.values.var(ddof=1) / seeds) if seeds > 1 else 0.0
@@ -123,16 +122,3 @@ def standard_error(sample: Sample) -> tuple[float, float]:
     terms = by_examples**2 / max(1, sample.examples - 1)
     terms += by_seeds**2 / (seeds - 1) if seeds > 1 else 0.0
     return variance**0.5, max(1.0, variance**2 / terms)
-
-
-def power(difference: float, error: float, freedom: float) -> float:
-    """Return the probability that a true difference is shown at the 5% level, by a noncentral t.
-
-    Arguments:
-        difference: the true one.
-        error: standard error of the estimated one.
-        freedom: its degrees of freedom.
-    """
-    critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
-    shift = difference / error
-    return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))

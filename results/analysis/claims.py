@@ -1,6 +1,6 @@
-"""The founding study's statements, each held against a result set.
+"""The founding study's claims, each checked against a result set.
 
-The study fine-tuned GPT-2 on SST-2 with LoRA, DoRA, QLoRA and all weights, once each.
+The study fine-tuned GPT-2 on SST-2 with LoRA, DoRA, QLoRA and full fine-tuning, once each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from results.analysis.bootstrap import LEVEL, Estimate, Sample, estimate
-from results.analysis.metrics import amount, confirmed, level, packs
+from results.analysis.metrics import amount, confirmed, level, shares_process
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 HOLDS, FAILS, UNDECIDED, UNKNOWN = "holds", "does not hold", "no difference shown", "cannot be said"
 
 REDUCTION: Final = 0.84
-"""The study's: from 2.88 GB to 0.46 GB."""
+"""What the study found: from 2.88 GB to 0.46 GB."""
 
 Answer = tuple[str, str]
 """A verdict, and its evidence in words."""
 
 
 def claims(results: ResultSet) -> pd.DataFrame:
-    """Hold the founding study's statements against each experiment's confirm phase.
+    """Check the founding study's claims against each experiment's confirm phase.
 
-    A kind is represented by the first method of it. Differences are paired by seed and tested by Student's t.
+    The first method of each kind represents it. Differences are paired by seed and tested by Student's t.
 
     Returns:
         Columns experiment, claim, verdict (holds, does not hold, no difference shown, cannot be said) and
-        evidence, in words.
+        evidence (in words).
     """
     rows = []
     for experiment in results.trials.experiment.unique():
@@ -71,7 +71,7 @@ def _lowest_training_loss(trials: pd.DataFrame) -> Answer:
     listed = ", ".join(f"{kind} {value:.3f}" for kind, value in means.items())
     others = means.drop("full")
     if others.empty:
-        return UNKNOWN, "there is no other method"
+        return UNKNOWN, "no other method was confirmed"
     verdict, _ = _differ(trials, "full", str(others.index[0]), "final_train_loss", sign=-1)
     return verdict, f"mean loss in the last part of training: {listed}"
 
@@ -80,17 +80,17 @@ def _overfits(trials: pd.DataFrame) -> Answer:
     if missing := _missing(trials, "full", "lora"):
         return missing
     verdict, evidence = _differ(trials, "full", "lora", "gap", sign=1)
-    return verdict, f"validation loss less training loss at the end: {evidence}"
+    return verdict, f"validation loss minus training loss at the end: {evidence}"
 
 
 def _faster(trials: pd.DataFrame) -> Answer:
     if missing := _missing(trials, "lora", "full"):
         return missing
-    if packs(trials):
-        return UNKNOWN, "trials trained in packs, which share their time"
+    if shares_process(trials):
+        return UNKNOWN, "trials were trained in packs, which share their time"
     verdict, _ = _differ(trials, "lora", "full", "train_seconds", sign=-1)
     means = trials.groupby("kind", sort=False).train_seconds.mean()
-    return verdict, "training of one trial: " + ", ".join(
+    return verdict, "training time of one trial: " + ", ".join(
         f"{kind} {value:.1f} s" for kind, value in means.items()
     )
 
@@ -101,14 +101,14 @@ def _missing(trials: pd.DataFrame, *kinds: str) -> Answer | None:
 
 
 def _differ(trials: pd.DataFrame, a: str, b: str, column: str, sign: int) -> Answer:
-    """Test whether a - b has the sign that is claimed."""
+    """Test whether a - b has the claimed sign."""
     by_seed = trials.pivot_table(index="seed", columns="kind", values=column).reindex(columns=[a, b]).dropna()
     if by_seed.empty:
-        return UNKNOWN, f"not recorded of {a} and {b} on the same seeds"
+        return UNKNOWN, f"not recorded for {a} and {b} on the same seeds"
     found = estimate(Sample((by_seed[a] - by_seed[b]).to_numpy(float)))
     evidence = f"{a} {level(by_seed[a].mean(), column)}, {b} {level(by_seed[b].mean(), column)}"
     if found.seeds < 2:
-        return UNKNOWN, f"{evidence}; one seed cannot say"
+        return UNKNOWN, f"{evidence}; a single seed cannot tell"
     evidence += f"; difference {_interval(found, column)}"
     if found.p_value >= 1 - LEVEL:
         return UNDECIDED, evidence
@@ -121,7 +121,7 @@ def _interval(found: Estimate, column: str) -> str:
 
 
 def _confirmed_with_gap(results: ResultSet, experiment: str) -> pd.DataFrame:
-    """Return confirmed trials, the first method of each kind, with their generalization gap."""
+    """Return the confirmed trials of the first method of each kind, with their generalization gap."""
     trials = confirmed(results, experiment)
     first = trials.drop_duplicates("kind").method
     trials = trials[trials.method.isin(first)]

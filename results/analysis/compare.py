@@ -28,21 +28,21 @@ def compare(
     """Compare every pair of an experiment's methods on one metric of the confirm phase.
 
     Arguments:
-        results: what was loaded; each experiment is compared by itself.
+        results: each experiment is compared on its own.
         metric: ``test_accuracy``, ``test_macro_f1`` or ``test_loss``, by a paired hierarchical bootstrap
-            over seeds and test examples; or a column of trials such as ``train_seconds``, which has one
+            over seeds and test examples; or a column of trials such as ``train_seconds``, with one
             number per trial, by a paired t-test over seeds.
-        draws: bootstrap draws.
-        seed: of the bootstrap.
+        draws: number of bootstrap draws.
+        seed: seed of the bootstrap.
 
     Returns:
         One row per pair: ``difference`` is a - b, ``low`` and ``high`` are its 95% interval, ``p_value`` is
-        two-sided, ``p_corrected`` is it after Holm's correction for the experiment's pairs, ``different``
-        says whether a difference is shown at the 5% level, ``verdict`` says all of it in words. Empty
+        two-sided, ``p_corrected`` includes Holm's correction for the experiment's pairs, ``different``
+        says whether a difference is shown at the 5% level, ``verdict`` puts all this in words. Empty
         without a confirm phase.
 
     Raises:
-        ValueError: if there is no such metric.
+        ValueError: if the metric is unknown.
     """
     check_metric(metric)
     rows: list[dict[str, Any]] = []
@@ -76,30 +76,30 @@ def compare(
 
 
 def describe(a: str, b: str, found: Estimate, metric: str, different: bool) -> str:
-    """Say in words what is known of a - b, such as "lora beats full by 1.9 points [0.6, 3.1]"."""
+    """Describe the difference a - b in words, such as "lora beats full by 1.9 points [0.6, 3.1]"."""
     if not different:
         if found.low != found.low:
-            return f"{a} and {b}: one seed shows no difference, whatever it is"
+            return f"{a} and {b}: no interval from a single seed, so no difference can be shown"
         within = amount(max(abs(found.low), abs(found.high)), metric)
         return f"{a} and {b}: no difference shown (within {within})"
     a_wins = (found.mean < 0) == (metric in LOWER_IS_BETTER)
     winner, loser = (a, b) if a_wins else (b, a)
     low, high = sorted((abs(found.low), abs(found.high)))
     numbers = [amount(value, metric).split()[0] for value in (low, high)]
-    only = "; one seed, so chance in training is not counted" if found.seeds == 1 else ""
+    only = "; single seed, so chance in training is not accounted for" if found.seeds == 1 else ""
     return f"{winner} beats {loser} by {amount(abs(found.mean), metric)} [{', '.join(numbers)}]{only}"
 
 
 def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") -> str:
     """Say which method of an experiment to use, as far as its confirm phase shows.
 
-    The one that is best on average is set against all others that were confirmed.
+    The method with the best mean is compared with all others that were confirmed.
     """
     by_method = samples(results, experiment, metric, DRAWS)
     if not by_method:
         if len(confirmed(results, experiment)):
-            return f"Not compared: no {_words(metric)} is known of seeds that all confirmed methods share."
-        return "Not confirmed: without test results no method is shown to be better than another."
+            return f"Not compared: no {_words(metric)} recorded on seeds that all confirmed methods share."
+        return "Not confirmed: without test results, no method can be shown to be better than another."
     sign = 1 if metric in LOWER_IS_BETTER else -1
     order = sorted(by_method, key=lambda method: sign * float(by_method[method].values.mean()))
     best, others = order[0], order[1:]
@@ -109,7 +109,7 @@ def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") 
     trials = results.trials
     searched = trials[(trials.experiment == experiment) & (trials.phase == "search")].method.unique()
     missing = [str(method) for method in searched if method not in by_method]
-    so_far = f" Not confirmed, and not compared: {_list(missing)}." if missing else ""
+    so_far = f" Not confirmed, so not compared: {_list(missing)}." if missing else ""
     if not others:
         return f"{has}.{so_far or ' It is the only method.'}"
     table = compare(results, metric)
@@ -125,11 +125,11 @@ def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") 
     ]
     parts = []
     if beaten:
-        parts.append(f"it beats {_list(beaten)}")
+        parts.append(f"beats {_list(beaten)}")
     if tied:
-        parts.append(f"no difference is shown from {_list(tied)}")
-    only = " Of one seed: chance in training is not counted." if mine.seeds == 1 else ""
-    return f"{has}; {', and '.join(parts)}.{only}{so_far}"
+        parts.append(f"shows no difference from {_list(tied)}")
+    only = " Single seed: chance in training is not accounted for." if mine.seeds == 1 else ""
+    return f"{has}; it {', but '.join(parts)}.{only}{so_far}"
 
 
 def _words(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""The metrics that methods are compared on: which way is better, how they read, how they are resampled."""
+"""The metrics that methods are compared on: which direction is better, how to print and resample them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pandas as pd
 
 from results.analysis.bootstrap import Floats, Sample, Statistic, resample
 from results.errors import ResultSetError
-from results.schema import HYPERPARAMETER_PREFIX
+from results.schema import FAILED, HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
 
 SHARES: Final = ("test_accuracy", "test_macro_f1", "validation_accuracy", "validation_macro_f1")
-"""Metrics from 0 to 1, which read as percent; higher is better."""
+"""Metrics from 0 to 1, printed as percentages; higher is better."""
 
 HIGHER_IS_BETTER: Final = (*SHARES, "examples_per_second", "tokens_per_second")
 
@@ -26,25 +26,21 @@ LOWER_IS_BETTER: Final = (
     *("peak_memory_bytes", "model_bytes", "checkpoint_bytes", "trainable_parameters", "total_parameters"),
 )
 
-METRICS: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
-
-
-FAILURES: Final = ("diverged", "out_of_memory", "failed")
-"""Statuses of trials whose evaluations, if they made any, do not count."""
+COMPARABLE: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 
 
 def check_metric(metric: str) -> None:
-    """Refuse what is no metric.
+    """Refuse an unknown metric.
 
     Raises:
-        ValueError: naming those there are.
+        ValueError: listing the known ones.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+    if metric not in COMPARABLE:
+        raise ValueError(f"metric: expected one of {', '.join(COMPARABLE)}, got {metric!r}")
 
 
 def amount(value: float, metric: str) -> str:
-    """Write a difference of a metric, with its unit."""
+    """Format a difference of a metric, with its unit."""
     if metric in SHARES:
         return f"{100 * value:.1f} points"
     if metric.endswith("_bytes"):
@@ -57,17 +53,20 @@ def amount(value: float, metric: str) -> str:
 
 
 def level(value: float, metric: str) -> str:
-    """Write a value of a metric, with its unit."""
+    """Format a value of a metric, with its unit."""
     return f"{100 * value:.1f}%" if metric in SHARES else amount(value, metric)
 
 
 def good_trials(trials: pd.DataFrame, *metrics: str) -> pd.DataFrame:
-    """Return the trials of the search that did not fail and have some metrics."""
-    return trials[(trials.phase == "search") & ~trials.status.isin(FAILURES)].dropna(subset=list(metrics))
+    """Return the search trials that did not fail and have all the given metrics."""
+    return trials[(trials.phase == "search") & ~trials.status.isin(FAILED)].dropna(subset=list(metrics))
 
 
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return each method's best trial of the search: by validation accuracy, then loss, then number."""
+    """Return each method's best trial of the search so far: by validation accuracy, then loss, then number.
+
+    Running and interrupted trials count with the evaluations they have made.
+    """
     order = good_trials(trials, "validation_accuracy").sort_values(
         ["validation_accuracy", "validation_loss", "trial_number"], ascending=[False, True, True]
     )
@@ -77,8 +76,8 @@ def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
 def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
     """Return an experiment's trials of the confirm phase that were judged on the test split.
 
-    While a search that has ended once goes on with more trials, there may be a better one than has been
-    confirmed: what confirmed another configuration does not count any more.
+    If a search that had ended continues with more trials, one of them may beat the confirmed configuration:
+    trials that confirmed any but the best one no longer count.
     """
     trials = results.trials[results.trials.experiment == experiment]
     judged = trials[(trials.phase == "confirm") & trials.test_accuracy.notna()]
@@ -89,20 +88,20 @@ def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
     return judged[is_same.all(axis=1) | ~judged.method.isin(best.index)]
 
 
-def packs(trials: pd.DataFrame) -> bool:
-    """Say whether any trials shared a process, and so its time and memory."""
+def shares_process(trials: pd.DataFrame) -> bool:
+    """Say whether any trial shared a process, and so its time and memory, with others."""
     return bool((trials.trials_per_pack.fillna(1) > 1).any())
 
 
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:
     """Return each confirmed method's values of a metric on the seeds that all of them have.
 
-    Methods come in the order in which their searches began, as in the summary, whichever was confirmed first.
-    A metric of the test split is computed from the predictions and resampled over examples; of any other
-    a trial has one number.
+    Methods are in the order of the trials table, as in the summary, whichever was confirmed first.
+    A metric of the test split is computed from the predictions and resampled over examples; for any other, a
+    trial has one number.
 
     Raises:
-        ValueError: if there is no such metric.
+        ValueError: if the metric is unknown.
         ResultSetError: if predictions are missing.
     """
     check_metric(metric)
@@ -128,17 +127,17 @@ def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: 
 
 
 def _check_whole(predictions: pd.DataFrame, trial_ids: pd.Series, experiment: str) -> None:
-    """Refuse to compare trials that, as far as the predictions say, were not judged on the same examples."""
+    """Refuse to compare trials whose predictions are not on the same examples."""
     counts = predictions.groupby("trial_id").size().reindex(trial_ids, fill_value=0)
     if counts.min() < predictions.example_id.nunique() or predictions.empty:
         raise ResultSetError(
-            f"predictions.parquet: has {counts.min():,} test examples of {counts.idxmin()} of {experiment}"
-            f" and {counts.max():,} of {counts.idxmax()}; expected the same ones of all; restore the table"
+            f"predictions.parquet: has {counts.min():,} test examples for {counts.idxmin()} of {experiment}"
+            f" and {counts.max():,} for {counts.idxmax()}; expected the same ones for all; restore the table"
         )
 
 
 def _by_seed(predictions: pd.DataFrame, trial_ids: pd.Series) -> list[pd.DataFrame]:
-    """Return the predictions of each trial, in the same order of examples."""
+    """Return each trial's predictions, all in the same order of examples."""
     groups = dict(iter(predictions.groupby("trial_id", sort=False)))
     return [groups[trial_id].sort_values("example_id") for trial_id in trial_ids]
 

@@ -1,4 +1,4 @@
-"""The same methods over several experiments: datasets, models."""
+"""Methods across several experiments, such as different datasets or models."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
     """Rank methods in each experiment and average the ranks (Demšar 2006, section 3.2).
 
     Arguments:
-        results: two experiments or more; methods that are not confirmed in all of them are left out.
-        metric: any of the confirm phase.
+        results: two or more experiments; methods that are not confirmed in all of them are left out.
+        metric: any metric of the confirm phase.
 
     Returns:
-        Per method its ``average_rank`` (1 is best), Nemenyi's ``critical_difference`` of average ranks at the
-        5% level, the p-value of Friedman's test that all methods are alike, and ``not_worse_than_best``:
-        whether the best method's lead is smaller than the critical difference. Empty for fewer than
-        two experiments or methods in common.
+        One row per method: its ``average_rank`` (1 is best), Nemenyi's ``critical_difference`` of average
+        ranks at the 5% level, the p-value of Friedman's test that all methods perform alike, and
+        ``not_worse_than_best``: whether the best method's lead is smaller than the critical difference.
+        Empty for fewer than two experiments, or fewer than two methods in common.
 
     Raises:
-        ValueError: if there is no such metric.
+        ValueError: if the metric is unknown.
     """
     check_metric(metric)
     experiments = results.trials.experiment.unique()
@@ -48,7 +48,7 @@ def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
     if methods < 2 or count < 2:
         return pd.DataFrame(columns=COLUMNS)
     places = table.rank(ascending=metric in LOWER_IS_BETTER)
-    # Friedman's test needs three; of two, the sign test says the same, which leaves ties out.
+    # Friedman's test needs three methods; for two, its equivalent is the sign test, which ignores ties.
     first, second = places.iloc[0], places.iloc[1]
     differ = int((first != second).sum())
     if methods > 2:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from results.analysis.bootstrap import estimate
-from results.analysis.metrics import FAILURES, best_trials, confirmed, samples
-from results.schema import HYPERPARAMETER_PREFIX
+from results.analysis.metrics import best_trials, confirmed, samples
+from results.schema import FAILED, HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -25,12 +25,11 @@ def summary(results: ResultSet) -> pd.DataFrame:
     """Return one row per experiment and method.
 
     Returns:
-        ``trials`` and ``failed`` count the search's trials; ``best_trial``, ``validation_accuracy`` and
-        ``hp_*`` are those of the best of them. ``test_accuracy``, ``test_accuracy_low``,
-        ``test_accuracy_high`` (95% interval) and ``test_macro_f1`` are means over the confirm phase's
-        ``seeds``, null without one. The costs are those of one trial with the best configuration: means over
-        the confirm phase, or without one the best trial's own. ``search_train_seconds`` is what the
-        search took.
+        ``trials`` and ``failed`` count search trials; ``best_trial``, ``validation_accuracy`` and ``hp_*``
+        describe the best of them. ``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high`` (95%
+        interval) and ``test_macro_f1`` are means over the confirm phase's ``seeds``, null without a confirm
+        phase. The costs are those of one trial with the best configuration: means over the confirm phase, or
+        without one the best trial's own. ``search_train_seconds`` is the search's total.
     """
     rows = []
     for experiment in results.trials.experiment.unique():
@@ -62,7 +61,7 @@ def _row(results: ResultSet, experiment: str, method: str) -> dict[str, Any]:
         "method": method,
         "kind": mine.kind.iloc[0],
         "trials": len(search),
-        "failed": int(search.status.isin(FAILURES).sum()),
+        "failed": int(search.status.isin(FAILED).sum()),
         "search_train_seconds": search.train_seconds.sum(),
     }
     best = best_trials(mine)

@@ -25,18 +25,18 @@ def pareto(
     metrics: Directions = ACCURACY_AGAINST_MEMORY,
     of: Literal["methods", "trials"] = "methods",
 ) -> pd.DataFrame:
-    """Return methods or trials with those marked that no other of their experiment dominates.
+    """Return methods or trials, marking those that no other in their experiment dominates.
 
     Arguments:
-        results: what was loaded.
-        metrics: columns of :func:`summary` or of trials, and which way is better.
-        of: what is compared. Of trials, those of the search phase are that did not fail.
+        results: one or more experiments.
+        metrics: columns of :func:`summary` or of trials, and which direction is better.
+        of: what to compare; of the trials, only search trials that did not fail.
 
     Returns:
-        The rows that have a value of every metric, with a column ``efficient``.
+        The rows that have a value for every metric, with a column ``efficient``.
 
     Raises:
-        ValueError: if a metric is no column of numbers, or a direction neither max nor min.
+        ValueError: if a metric is not a numeric column, or a direction neither max nor min.
     """
     frame = summary(results) if of == "methods" else good_trials(results.trials)
     _check(frame, metrics)
@@ -56,8 +56,8 @@ def hypervolume(frame: pd.DataFrame, metrics: Directions, reference: Mapping[str
 
     Arguments:
         frame: one row per point.
-        metrics: columns, and which way is better.
-        reference: a value of each metric.
+        metrics: columns, and which direction is better.
+        reference: a value for each metric.
 
     Raises:
         ValueError: as :func:`pareto`.
@@ -74,6 +74,6 @@ def _check(frame: pd.DataFrame, metrics: Directions) -> None:
     for name, way in metrics.items():
         if name not in frame or not pd.api.types.is_numeric_dtype(frame[name]):
             known = ", ".join(frame.select_dtypes("number").columns)
-            raise ValueError(f"metrics: {name!r} is no column of numbers; expected some of {known}")
+            raise ValueError(f"metrics: {name!r} is not a numeric column; expected some of {known}")
         if way not in ("max", "min"):
             raise ValueError(f"metrics: {name}: expected max or min, got {way!r}")

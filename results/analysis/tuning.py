@@ -10,45 +10,45 @@ import pandas as pd
 from scipy.special import gammaln
 
 from results.analysis.bootstrap import LEVEL, Floats
-from results.analysis.metrics import FAILURES, good_trials
-from results.schema import HYPERPARAMETER_PREFIX
+from results.analysis.metrics import good_trials
+from results.schema import FAILED, HYPERPARAMETER_PREFIX, UNFINISHED
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
 
 FEWEST_TRIALS = 4
-"""fANOVA fits a forest of trees; with fewer trials it has nothing to split."""
+"""fANOVA fits a forest of trees; with fewer trials there is nothing to split."""
 
 WIDE = 10.0
-"""A positive hyperparameter whose values span this factor is taken to have been searched on a log scale."""
+"""A positive hyperparameter whose values span at least this factor is assumed to be on a log scale."""
 
 
 def budget_curve(
     results: ResultSet, metric: str = "validation_accuracy", draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the expected best validation score of n trials, for every n up to those there are.
+    """Return the expected best validation score of n trials, for every n up to the number of trials.
 
-    Dodge et al. 2019 ("Show Your Work", https://arxiv.org/abs/1909.03004) ask for this curve; it is computed
-    by the unbiased estimator, the mean over all subsets of n trials (Tang et al. 2020,
-    https://arxiv.org/abs/2004.13705, equation 3). A trial that failed counts, with a score of 0: it cost a
-    trial and gave nothing. The trials of a sampler that learns are not independent draws, so for those
-    the curve is an approximation; with ``sampler: random`` it is exact.
+    Dodge et al. 2019 ("Show Your Work", https://arxiv.org/abs/1909.03004) propose this curve; it is computed
+    with the unbiased estimator, the mean over all subsets of n trials (Tang et al. 2020,
+    https://arxiv.org/abs/2004.13705, equation 3). A failed trial counts with a score of 0: it used up a
+    trial and gave nothing. A sampler that learns does not draw trials independently, so its curve is
+    an approximation; with ``sampler: random`` it is exact.
 
     Arguments:
-        results: what was loaded.
+        results: one or more experiments.
         metric: a column of trials in which higher is better.
-        draws: bootstrap draws over trials, for the interval.
-        seed: of the bootstrap.
+        draws: number of bootstrap draws over trials, for the interval.
+        seed: seed of the bootstrap.
 
     Returns:
         Columns experiment, method, trials, expected_best, low, high (95% interval).
     """
     generator = np.random.default_rng(seed)
     search = results.trials[results.trials.phase == "search"]
-    ended = search[~search.status.isin(("running", "interrupted"))]
+    ended = search[~search.status.isin(UNFINISHED)]
     parts = []
     for (experiment, method), group in ended.groupby(["experiment", "method"], sort=False):
-        scores = group[metric].where(~group.status.isin(FAILURES)).fillna(0.0).to_numpy(float)
+        scores = group[metric].where(~group.status.isin(FAILED)).fillna(0.0).to_numpy(float)
         again = generator.choice(scores, (draws, len(scores)))
         low, high = np.quantile(expected_best(again), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         parts.append(
@@ -74,14 +74,14 @@ def expected_best(scores: Floats) -> Floats:
         scores: [sets, trials].
 
     Returns:
-        [sets, trials]; column n - 1 is that of n trials. The i-th smallest of m scores is the largest in
+        [sets, trials]; column n - 1 is for n trials. The i-th smallest of m scores is the largest in
         C(i - 1, n - 1) of C(m, n) subsets.
     """
     count = scores.shape[1]
-    rank, size = np.arange(1, count + 1)[:, None], np.arange(1, count + 1)[None]
+    place, size = np.arange(1, count + 1)[:, None], np.arange(1, count + 1)[None]
     with np.errstate(invalid="ignore"):
-        log_share = _log_choose(rank - 1, size - 1) - _log_choose(count, size)
-    share = np.where(rank >= size, np.exp(log_share), 0.0)
+        log_share = _log_choose(place - 1, size - 1) - _log_choose(count, size)
+    share = np.where(place >= size, np.exp(log_share), 0.0)
     return np.sort(scores, axis=1) @ share
 
 
@@ -92,16 +92,16 @@ def _log_choose(n: Any, k: Any) -> Floats:
 def importance(results: ResultSet, metric: str = "validation_accuracy", seed: int = 0) -> pd.DataFrame:
     """Return how much of the variance in a method's score each hyperparameter explains.
 
-    By functional ANOVA over a forest of trees (Hutter et al. 2014), as Optuna computes it.
+    By functional ANOVA over a forest of trees (Hutter et al. 2014), as implemented in Optuna.
 
     Arguments:
-        results: what was loaded.
+        results: one or more experiments.
         metric: a column of trials.
-        seed: of the forest.
+        seed: seed of the forest.
 
     Returns:
-        Columns experiment, method, hyperparameter, importance (0 to 1, sum 1 per method), trials. Methods
-        with fewer than four scored trials, or one hyperparameter that never varied, have no rows.
+        Columns experiment, method, hyperparameter, importance (0 to 1, summing to 1 per method), trials.
+        Methods with fewer than four scored trials, or whose hyperparameters never varied, have no rows.
     """
     import optuna
 
@@ -136,12 +136,12 @@ def importance(results: ResultSet, metric: str = "validation_accuracy", seed: in
 
 
 def surface(results: ResultSet, metric: str = "validation_accuracy", bins: int = 6) -> pd.DataFrame:
-    """Return the best score by rank and learning rate, of methods that have both.
+    """Return the best score by rank and learning rate, for methods that have both.
 
     Arguments:
-        results: what was loaded.
+        results: one or more experiments.
         metric: a column of trials in which higher is better.
-        bins: equal steps of the learning rate's logarithm, over the experiment's range.
+        bins: number of equal steps of the learning rate's logarithm, over the method's range.
 
     Returns:
         Columns experiment, method, rank, learning_rate_low, learning_rate_high, best, trials.
@@ -171,7 +171,7 @@ def _scored(results: ResultSet, metric: str) -> list[tuple[str, str, pd.DataFram
 
 
 def _varied(group: pd.DataFrame) -> dict[str, str]:
-    """Return a method's hyperparameters that took several values: name to column."""
+    """Return the columns, by name, of a method's hyperparameters that took several values."""
     columns = [name for name in group if name.startswith(HYPERPARAMETER_PREFIX)]
     return {
         name.removeprefix(HYPERPARAMETER_PREFIX): name
@@ -181,7 +181,7 @@ def _varied(group: pd.DataFrame) -> dict[str, str]:
 
 
 def _distribution(values: pd.Series) -> Any:
-    """Return the distribution that values were drawn from, as far as they show it."""
+    """Guess the distribution that values were drawn from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     few = values.nunique() < max(3, len(values) / 2)

@@ -1,4 +1,4 @@
-"""The report: one page that opens without a network, and figures."""
+"""The report: one page that works offline, and figures."""
 
 from results.report.page import write_report
 

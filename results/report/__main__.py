@@ -21,10 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Write a page and figures about one run, or one page about several.",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directory, directory of them, or glob: a path or a URI"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, directory of run directories, or glob; a path or a URI",
     )
     parser.add_argument(
-        "--output", type=Path, help="directory; RUN/report for one run directory, ./report otherwise"
+        "--output",
+        type=Path,
+        help="directory for the report (default RUN/report for one run directory, otherwise ./report)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(results: ResultSet, runs: Sequence[str], output: Path | None) -> Path | str:
-    """Write the report into ``output``, or else beside the tables of the one run it is about."""
+    """Write the report into ``output``; by default beside the tables of the run, if there is only one."""
     [one, *others] = runs
     if output or others:
         return write_report(results, output or Path("report"))

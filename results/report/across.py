@@ -1,4 +1,4 @@
-"""What the page says of several experiments together."""
+"""What the page says about several experiments together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from results.report.parts import PageTable, Row, p_value
 
 
 def ranks_table(across: pd.DataFrame) -> PageTable:
-    """Tabulate ranks across experiments."""
+    """Tabulate the methods' average ranks across experiments."""
     rows = [
         Row((row.method, f"{row.average_rank:.2f}", "yes" if row.not_worse_than_best else "no"))
         for row in across.itertuples()
@@ -18,10 +18,10 @@ def ranks_table(across: pd.DataFrame) -> PageTable:
 
 
 def ranks_note(across: pd.DataFrame) -> str:
-    """Say what the ranks are worth."""
+    """Say how significant the ranks are."""
     first = across.iloc[0]
     test = "the sign test" if len(across) == 2 else "Friedman's test"
     return (
         f"Critical difference {first.critical_difference:.2f} (Nemenyi, 5%);"
-        f" {test} that all methods are alike: p {p_value(first.friedman_p)}."
+        f" {test} that all methods perform alike: p {p_value(first.friedman_p)}."
     )

@@ -1,4 +1,4 @@
-"""Every chart of the report, declared once: drawn by the page's script and written as PNG."""
+"""Every chart of the report, declared once, for the page's script and for PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from results.loading import ResultSet
 
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart
 
-# Okabe and Ito's colours, which all common kinds of colour blindness tell apart (Wong 2011).
+# Okabe and Ito's colours, distinguishable with all common kinds of colour blindness (Wong 2011).
 COLORS: Final[Mapping[str, str]] = {
     "full": "#0072B2",
     "lora": "#E69F00",
@@ -28,20 +28,20 @@ MORE_COLORS: Final = ("#56B4E9", "#D55E00", "#B8AD00", "#7A5195", "#5C8A00", "#A
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 
 FAINT_TRIALS: Final = 60
-"""Curves drawn beside the best one; of more, this many are taken at even steps."""
+"""Most curves drawn besides the best one; of more, evenly spaced ones are drawn."""
 
 POINTS: Final = 600
-"""Trials of one method in a scatter plot; of more, the efficient, the best, and this many at even steps."""
+"""Most trials of one method in a scatter plot, besides the best and efficient; of more, evenly spaced."""
 
 
 def palette(methods: Sequence[str]) -> dict[str, str]:
-    """Return the colour of each method, the same in every chart and table."""
+    """Return each method's colour, the same in every chart and table."""
     others = cycle(MORE_COLORS)
     return {method: COLORS.get(method) or next(others) for method in methods}
 
 
 def method_colors(methods: Sequence[str]) -> alt.Color:
-    """Return the encoding of methods by colour."""
+    """Encode methods by colour."""
     colors = palette(methods)
     return alt.Color(
         "method:N", scale=alt.Scale(domain=list(colors), range=list(colors.values())), title=None
@@ -49,7 +49,7 @@ def method_colors(methods: Sequence[str]) -> alt.Color:
 
 
 def method_shapes(methods: Sequence[str]) -> alt.Shape:
-    """Return the shape of each method, so that colour is never alone."""
+    """Encode methods by shape as well, so that no chart relies on colour alone."""
     shapes = [SHAPES[index % len(SHAPES)] for index in range(len(methods))]
     return alt.Shape("method:N", scale=alt.Scale(domain=list(methods), range=shapes), title=None)
 
@@ -60,12 +60,12 @@ def cost_chart(
     """Draw validation accuracy against a cost: every trial, the best large, and the Pareto front.
 
     Arguments:
-        trials: the search's, of one experiment.
+        trials: search trials of one experiment.
         best: ids of each method's best trial.
         cost: column of trials.
-        title: of its axis.
-        unit: what it is divided by.
-        methods: in the order of colours.
+        title: title of the cost axis.
+        unit: divisor of the costs.
+        methods: names, in the order of colours.
     """
     directions: Directions = {"validation_accuracy": "max", cost: "min"}
     marked = pareto(ResultSet.of_trials(trials), directions, of="trials")
@@ -86,7 +86,7 @@ def cost_chart(
             "efficient": rows.efficient,
         }
     )
-    inside = alt.Scale(zero=False, padding=12)  # pixels, so that no mark lies on the frame
+    inside = alt.Scale(zero=False, padding=12)  # pixels, to keep marks off the frame
     x = alt.X("cost:Q", title=title, scale=inside, axis=alt.Axis(tickCount=5))
     y = alt.Y("accuracy:Q", title="validation accuracy", scale=inside, axis=alt.Axis(format=".0%"))
     front = (
@@ -116,9 +116,9 @@ def cost_chart(
 
 
 def curve_domain(curves: pd.DataFrame, metric: str) -> tuple[float, float]:
-    """Return the range that all methods' learning curves are drawn in, so that they can be compared.
+    """Return the range shared by all methods' learning curves, so that they can be compared.
 
-    A loss that explodes would flatten all others: the highest twentieth does not count, and is cut off.
+    An exploding loss would flatten all other curves, so the highest 5% of the losses are ignored and cut off.
     """
     values = curves[metric].dropna()
     if values.empty:
@@ -135,11 +135,11 @@ def curve_chart(
     """Draw one method's learning curves: the best trial bold and the others faint.
 
     Arguments:
-        curves: rows of metrics of one method's search trials.
+        curves: metrics rows of one method's search trials.
         best: id of its best trial.
         metric: ``train_loss`` or ``validation_accuracy``.
-        color: the method's.
-        domain: of the vertical axis.
+        color: the method's colour.
+        domain: range of the vertical axis.
     """
     ids = [trial for trial in curves.trial_id.unique() if trial != best]
     step = -(-len(ids) // FAINT_TRIALS) if ids else 1
@@ -169,7 +169,7 @@ def curve_chart(
         ],
     )
     faint = base.transform_filter("!datum.best").mark_line(opacity=0.3, strokeWidth=1, color=color, clip=True)
-    # Points, so that a trial stopped at its first evaluation can be seen.
+    # Points make trials visible that were stopped at their first evaluation.
     dots = base.transform_filter("!datum.best").mark_point(
         opacity=0.3, size=8, filled=True, color=color, clip=True
     )
@@ -356,7 +356,7 @@ def study_chart(curves: pd.DataFrame, methods: Sequence[str]) -> Chart:
 
 
 def _thinned(frame: pd.DataFrame, keep: pd.Series, most: int) -> pd.DataFrame:
-    """Return the rows to keep, and of each method's others at most so many, at even steps."""
+    """Return the rows to keep, and at most so many evenly spaced other rows of each method."""
     others = frame[~keep]
     taken = [
         group.iloc[:: -(-len(group) // most)] if len(group) else group
@@ -366,12 +366,12 @@ def _thinned(frame: pd.DataFrame, keep: pd.Series, most: int) -> pd.DataFrame:
 
 
 def to_spec(chart: Chart) -> dict[str, Any]:
-    """Return a chart's Vega-Lite specification, with all of its data."""
+    """Return a chart's Vega-Lite specification, including all data."""
     with alt.data_transformers.enable(max_rows=None):
         return dict(chart.to_dict())
 
 
 def page_spec(chart: Chart, description: str) -> dict[str, Any]:
-    """Return the specification of a chart that fills the width of its place in the page."""
+    """Return the specification of a chart that fills the width of its container in the page."""
     sized = chart.properties(width="container", height=260, description=description)
     return {**to_spec(sized), "autosize": {"type": "fit-x", "contains": "padding"}}

@@ -1,4 +1,4 @@
-"""``report/index.html``: one self-contained page; and the figures beside it."""
+"""``report/index.html``, one self-contained page, and the figures beside it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def write_report(results: ResultSet, directory: Path, cache: Path | None = None)
     """Write ``index.html`` and ``figures/*.png`` about one or several experiments.
 
     Arguments:
-        results: of the experiments.
-        directory: is made, if it is not there.
-        cache: directory of what the next report needs as well, if there is one.
+        results: the experiments' results.
+        directory: where to write; created if missing.
+        cache: directory for what the next report can reuse, if any.
 
     Returns:
-        The page.
+        The path of the page.
     """
     figures = directory / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     views = [View(results.of(name), name) for name in results.trials.experiment.unique()]
     for number, view in enumerate(views):
-        if view.key in {other.key for other in views[:number]}:  # as of 'sst2_r8' and 'sst2.r8'
+        if view.key in {other.key for other in views[:number]}:  # such as 'sst2_r8' and 'sst2.r8'
             view.key = f"{view.key}-{number}-"
     page = directory / "index.html"
     replace_file(page, render_page(results, views, cache).encode())
@@ -68,25 +68,25 @@ def render_page(results: ResultSet, views: Sequence[View], cache: Path | None) -
 
 
 def chart_library(cache: Path | None) -> str:
-    """Return the script that draws the page's charts, which takes a second to put together.
+    """Return the script that draws the page's charts, which takes a second to bundle.
 
     Arguments:
-        cache: directory in which it is kept for the next page, if there is one.
+        cache: directory in which to keep it for the next page, if any.
     """
     file = cache / f"charts-{version('vl-convert-python')}.js" if cache else None
     if file:
-        with suppress(OSError):  # it is not there yet
+        with suppress(OSError):  # not cached yet
             return file.read_text(encoding="utf-8")
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     if file:
-        with suppress(OSError):  # where nothing can be kept, the next page takes its second
+        with suppress(OSError):  # without a cache, the next page takes that second again
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, script.encode())
     return script
 
 
 def study_figures(view: View) -> dict[str, Any]:
-    """Return the figures written as PNG: the founding study's three, and the Pareto chart."""
+    """Return the figures to write as PNG: the founding study's three, and the Pareto chart."""
     table = summary(view.results)
     table = table[table.model_bytes.notna()]
     if table.empty:

@@ -1,4 +1,4 @@
-"""What the page is made of, and the view of one experiment that its sections are written from."""
+"""The parts of the page, and the view of one experiment that its sections are written from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from results.loading import ResultSet
 from results.report import charts
 
 CANVAS_MARKS = 1500
-"""Charts with more marks are drawn on a canvas, which is faster; others as SVG, which prints better."""
+"""Charts with more marks are drawn on a canvas, which is faster; the others as SVG, which prints better."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; its first cell is a heading."""
+    """A row of a table; the first cell is its heading."""
 
     cells: Sequence[str]
     color: str | None = None
@@ -63,7 +63,7 @@ class Section:
 
 @dataclass(frozen=True)
 class ExperimentPart:
-    """What the page says of one experiment."""
+    """The page's part about one experiment."""
 
     key: str
     name: str
@@ -75,7 +75,7 @@ class ExperimentPart:
 
 @dataclass
 class View:
-    """One experiment's results and what every section needs of them."""
+    """One experiment's results, with what every section needs."""
 
     results: ResultSet
     name: str

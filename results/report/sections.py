@@ -1,4 +1,4 @@
-"""The sections of the page, in its order: each is written from one experiment's view."""
+"""The sections of the page, in order, each written from one experiment's view."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pandas as pd
 import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
-from results.analysis.metrics import FAILURES, amount, confirmed, good_trials, packs
+from results.analysis.claims import UNKNOWN
+from results.analysis.metrics import amount, confirmed, good_trials, shares_process
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
 from results.report.parts import ExperimentPart, PageTable, Row, Section, View, p_value
+from results.schema import FAILED
 
 COSTS = (
     ("peak_memory_bytes", "peak memory, MB", 1e6),
@@ -27,7 +29,7 @@ FAILURES_SHOWN = 50
 
 
 def write_part(view: View) -> ExperimentPart:
-    """Write what the page says of one experiment. A section that has nothing to say is left out."""
+    """Write the page's part about one experiment, without sections that would be empty."""
     parts: tuple[Callable[[View], Section | None], ...] = (
         _methods_section,
         _costs_section,
@@ -46,7 +48,7 @@ def write_part(view: View) -> ExperimentPart:
 
 def _verdict(view: View) -> str:
     if view.best.empty:
-        ended = view.search[view.search.status.isin(FAILURES)]
+        ended = view.search[view.search.status.isin(FAILED)]
         return (
             f"No trial has finished: all {len(ended)} failed."
             if len(ended) == len(view.search) and len(ended)
@@ -62,12 +64,12 @@ def _notice(view: View) -> str:
     said = []
     if running:
         said.append(
-            f"This experiment is still running: {_count(running)} under way. What is said here may change."
+            f"This experiment is still running: {_count(running)} in progress. All of this may change."
         )
     elif interrupted:
         said.append(f"This experiment was interrupted: {_count(interrupted)} unfinished.")
-    if packs(trials):
-        said.append("Trials trained in packs: their times and memory do not compare.")
+    if shares_process(trials):
+        said.append("Trials were trained in packs: do not compare their times and memory.")
     return " ".join(said)
 
 
@@ -76,14 +78,14 @@ def _count(trials: int) -> str:
 
 
 def _settings(view: View) -> dict[str, Any]:
-    """Return what the experiment's file said; nothing of a run that does not say."""
+    """Return the experiment file's settings; empty if the run does not record them."""
     texts = view.results.trials.settings.dropna()
     settings = _json(texts.iloc[-1], "settings").get("experiment") if len(texts) else None
     return settings if isinstance(settings, dict) else {}
 
 
 def _json(text: Any, column: str) -> dict[str, Any]:
-    """Read a column that holds a JSON object, or null.
+    """Read a JSON object from a column; null is an empty one.
 
     Raises:
         ResultSetError: if it holds anything else.
@@ -102,29 +104,29 @@ def _budget(view: View) -> str:
     if (seconds := _number_in(settings, "budget", "train_seconds")) is not None:
         rule = f"{seconds:g} seconds of training"
     elif (examples := _number_in(settings, "budget", "examples")) is not None:
-        rule = f"{examples:,} trained examples"
+        rule = f"{examples:,} training examples"
     elif (trials := _number_in(settings, "search", "trials")) is not None:
         rule = f"{trials} trials"
     else:
         return "Budget rule: not recorded."
     return (
-        f"Budget rule: each method had {rule} to find its hyperparameters by validation; {_confirmed(view)}."
+        f"Budget rule: each method had {rule} to find its hyperparameters on validation; {_confirmed(view)}."
     )
 
 
 def _confirmed(view: View) -> str:
     seeds = confirmed(view.results, view.name).groupby("method").seed.nunique()
     if seeds.empty:
-        return "no configuration has been confirmed on test"
+        return "no configuration has been confirmed on test yet"
     if len(seeds) == len(view.methods) and seeds.nunique() == 1:
         fresh = "1 fresh seed" if seeds.iloc[0] == 1 else f"{seeds.iloc[0]} fresh seeds"
     else:
         fresh = f"fresh seeds ({', '.join(f'{method} {count}' for method, count in seeds.items())})"
-    return f"its best configuration was trained again on {fresh} and judged once on the test split"
+    return f"its best configuration was then retrained on {fresh} and judged once on the test split"
 
 
 def _number_in(settings: dict[str, Any], section: str, name: str) -> int | float | None:
-    """Return a number that a section of an experiment's file has."""
+    """Return a number from a section of the experiment file, if it is one."""
     found = settings.get(section)
     number = found.get(name) if isinstance(found, dict) else None
     return number if isinstance(number, int | float) else None
@@ -153,8 +155,8 @@ def _methods_section(view: View) -> Section:
         for _, row in summary(view.results).iterrows()
     ]
     caption = (
-        "Each method with its best configuration. Test accuracy: mean over the confirm phase's seeds, with "
-        "its 95% interval. Trainable counts parameters; costs are of one trial."
+        "Each method with its best configuration. Test accuracy is the mean over the confirm phase's seeds, "
+        "with its 95% interval. Trainable is a number of parameters; costs are per trial."
     )
     headings = (
         *(
@@ -178,8 +180,8 @@ def _costs_section(view: View) -> Section | None:
         if chart is not None:
             what = title.split(",")[0]
             description = (
-                f"Validation accuracy against {what} of every trial; each method's best trial is large. No "
-                "trial is both more accurate and cheaper than those on the dashed line, the Pareto front."
+                f"Validation accuracy against {what} of every trial; large marks are each method's best. "
+                "No trial is both more accurate and cheaper than those on the dashed line, the Pareto front."
             )
             figures.append(view.figure(column, f"Accuracy against {what}", chart, description))
     return Section(f"{view.key}-costs", "What accuracy costs", charts=figures) if figures else None
@@ -194,7 +196,7 @@ def _accuracies_section(view: View) -> Section | None:
 
 
 def _curves_section(view: View, metric: str, title: str) -> Section | None:
-    """Show a metric's learning curves, of each method beside the other."""
+    """Show a metric's learning curves, the methods side by side."""
     curves = view.results.metrics[view.results.metrics.phase == "search"]
     domain = charts.curve_domain(curves, metric)
     figures = []
@@ -206,8 +208,9 @@ def _curves_section(view: View, metric: str, title: str) -> Section | None:
         chart = charts.curve_chart(mine, best, metric, view.color(method), domain)
         count = mine.trial_id.nunique()
         drawn = min(count, charts.FAINT_TRIALS + 1)
-        of = f"{drawn} of its {count} trials" if drawn < count else f"its {count} trials"
-        description = f"{title} of {method} by epoch: {best or 'no trial'} bold, {of} in all."
+        of = f"{drawn} of its {count} trials" if drawn < count else f"all {count} trials"
+        bold = f"best trial {best} in bold" if best else "no best trial yet"
+        description = f"{title} of {method} by epoch: {of}, {bold}."
         figures.append(view.figure(f"{metric}-{method}", f"{method}: {title.lower()}", chart, description))
     return Section(f"{view.key}-{metric}-curves", title, charts=figures) if figures else None
 
@@ -217,8 +220,8 @@ def _tuning_section(view: View) -> Section | None:
     if curve.empty or view.best.empty:
         return None
     description = (
-        "Expected best validation accuracy of so many trials, with 95% bands (Dodge et al. 2019): a method "
-        "whose curve is flat needs little tuning."
+        "Expected best validation accuracy by number of trials, with 95% bands (Dodge et al. 2019): a method "
+        "with a flat curve needs little tuning."
     )
     figure = view.figure(
         "tuning",
@@ -244,7 +247,7 @@ def _surfaces_section(view: View) -> Section | None:
         trials = good_trials(view.search[view.search.method == method], "validation_accuracy")
         if "hp_learning_rate" in trials and len(trials.dropna(subset=["hp_learning_rate"])):
             description = (
-                f"Validation accuracy of every trial of {method} that did not fail, by learning rate."
+                f"Validation accuracy by learning rate, for every trial of {method} that did not fail."
             )
             figures.append(
                 view.figure(
@@ -277,8 +280,8 @@ def _differences_section(view: View) -> Section | None:
     if differences.empty:
         return None
     description = (
-        "Difference in test accuracy of every pair of methods, first less second, with its 95% interval. A "
-        "diamond is a difference that is shown after Holm's correction for the number of pairs."
+        "Difference in test accuracy of every pair of methods, first minus second, with its 95% interval. A "
+        "diamond marks a difference that is shown after Holm's correction for the number of pairs."
     )
     chart = charts.difference_chart(differences)
     figure = view.figure("differences", "Differences in test accuracy", chart, description, wide=True)
@@ -296,9 +299,9 @@ def _differences_section(view: View) -> Section | None:
     ]
     caption = (
         f"By a paired hierarchical bootstrap over {differences.seeds.iloc[0]} seeds and "
-        f"{differences.examples.iloc[0]:,} test examples. Intervals are of each pair by itself; "
-        "p-values and verdicts are corrected for the number of pairs by Holm's method. All of it speaks of "
-        "the configurations found: another search might find others."
+        f"{differences.examples.iloc[0]:,} test examples. Intervals are for each pair alone; p-values and "
+        "verdicts are corrected for the number of pairs by Holm's method. All this holds for the "
+        "configurations that were found; another search might find others."
     )
     headings = ("pair", "difference, points", "95% interval", "p", "verdict")
     return Section(
@@ -311,10 +314,10 @@ def _differences_section(view: View) -> Section | None:
 
 def _claims_section(view: View) -> Section | None:
     found = claims(view.results)
-    if found.empty or (found.verdict == "cannot be said").all():
+    if found.empty or (found.verdict == UNKNOWN).all():
         return None
     rows = [Row((row.claim, row.verdict, row.evidence)) for row in found.itertuples()]
-    caption = "The founding study's statements (GPT-2 on SST-2), held against this experiment."
+    caption = "The founding study's claims (GPT-2 on SST-2), checked against this experiment."
     return Section(
         f"{view.key}-claims",
         "Claims",
@@ -323,7 +326,7 @@ def _claims_section(view: View) -> Section | None:
 
 
 def _failures_section(view: View) -> Section | None:
-    failed = view.results.trials[view.results.trials.status.isin(FAILURES)]
+    failed = view.results.trials[view.results.trials.status.isin(FAILED)]
     if failed.empty:
         return None
     rows = [
@@ -338,7 +341,7 @@ def _failures_section(view: View) -> Section | None:
         )
         for _, row in failed.head(FAILURES_SHOWN).iterrows()
     ]
-    more = f" The first {FAILURES_SHOWN} of {len(failed)} are listed." if len(failed) > FAILURES_SHOWN else ""
+    more = f" The first {FAILURES_SHOWN} are listed." if len(failed) > FAILURES_SHOWN else ""
     caption = f"{len(failed)} of {len(view.results.trials)} trials failed.{more}"
     headings = ("trial", "status", "error", "configuration")
     return Section(
@@ -358,7 +361,7 @@ def _provenance_section(view: View) -> Section:
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("devices", ", ".join(sorted(set(trials.device.dropna()))) or "–"),
         ("nodes", ", ".join(sorted(set(trials.node.dropna()))) or "–"),
-        ("peak memory read as", ", ".join(sorted(set(trials.peak_memory_source.dropna()))) or "–"),
+        ("peak memory measured by", ", ".join(sorted(set(trials.peak_memory_source.dropna()))) or "–"),
         ("trials", f"{len(trials)} from {_time(trials.started_at.min())} to {_time(trials.ended_at.max())}"),
     ]
     code = yaml.safe_dump(_settings(view), sort_keys=False, allow_unicode=True)

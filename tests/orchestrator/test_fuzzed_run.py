@@ -25,7 +25,7 @@ from orchestrator.resume import earlier_trials, read_run, recorded_trials
 from orchestrator.rows import Provenance, trial_record
 from orchestrator.run import main
 from results import load
-from results.store import write_record, write_snapshot
+from results.store import Snapshots, write_record
 from trainables.checkpoints import Checkpoint
 from trainables.embedded import cache_directory
 from trainables.trial import Evaluation
@@ -197,7 +197,7 @@ def test_bytes_of_every_kind(directory: Path, file: str, at: int, cut: int, piec
 
 def reproduce(directory: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Have --reproduce refuse a trial of a run, and return what it says."""
-    write_snapshot(directory)
+    Snapshots(directory).write()
     assert main(["--reproduce", str(directory), "lora-000", *arguments]) == 2
     [line] = capfd.readouterr().err.splitlines()
     return line

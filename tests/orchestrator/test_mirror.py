@@ -21,7 +21,7 @@ from orchestrator.history import TrialHistory
 from orchestrator.mirror import Mirror, fetch
 from orchestrator.scratch import Scratch
 from results.remote import RemoteDirectory
-from results.store import Snapshots, TrialRecord, write_record, write_snapshot
+from results.store import Snapshots, TrialRecord, write_record
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_changes_is_carried_over_and_the_copy_goes(
     remote.write("states/lora-000/000001-x/progress.json", b"1")
     journal(copy, "lora-000", "completed", 2)
     journal(copy, "lora-001")
-    write_snapshot(copy)
+    Snapshots(copy).write()
     (copy / "journal" / "lora-001.json").unlink()
     mirror.drop("checkpoints/lora-000")
     mirror.drop("states/lora-000")

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from results import load
+from results.analysis import best_trials
 from results.dictionary import dictionary
-from results.schema import TABLES
+from results.schema import FAILED, STATUSES, TABLES
 
 DOCS = Path(__file__).parents[2] / "docs"
 QUERIES = re.findall(r"^## (.*?)\n\n```python\n(.*?)```", (DOCS / "cookbook.md").read_text(), re.S | re.M)
@@ -36,6 +38,26 @@ def test_every_query_of_the_cookbook_runs(
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 3, "nothing was found"
+
+
+@pytest.mark.parametrize("last", STATUSES)
+def test_the_best_trial_of_the_cookbook_is_that_of_the_analysis(
+    last: str, made_up: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracy was made to rise by number, so the trial of the last status is the most accurate one."""
+    made = made_up("demo", trials=len(STATUSES), examples=4)
+    order = [*(status for status in STATUSES if status != last), last]
+    for row in made.trials:
+        if row["phase"] == "search":
+            row["status"] = order[row["trial_number"]]
+    made.save(tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(dict(QUERIES)["Best trial so far of each method, by validation (pandas)"], scope)
+    expected = best_trials(load("runs/demo").trials)
+    assert sorted(scope["best"].trial_id) == sorted(expected.trial_id)
+    assert len(expected) == 3
+    assert ("lora-006" in set(expected.trial_id)) == (last not in FAILED)
 
 
 def test_the_cookbook_uses_all_three_readers() -> None:

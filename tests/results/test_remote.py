@@ -124,7 +124,7 @@ def test_uris_are_put_together_and_taken_apart() -> None:
 )
 def test_credentials_are_refused_and_not_repeated(uri: str) -> None:
     for use in (check_uri, RemoteDirectory, load):
-        with pytest.raises(StorageError, match="leave them to the environment") as refused:
+        with pytest.raises(StorageError, match="put them in the environment") as refused:
             use(uri)
         assert "planted" not in str(refused.value)
     check_uri("abfs://container@account.dfs.core.windows.net/a")

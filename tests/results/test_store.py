@@ -26,7 +26,6 @@ from results.store import (
     remove_record,
     replace_file,
     write_record,
-    write_snapshot,
 )
 
 
@@ -47,7 +46,7 @@ def test_importing_results_loads_neither_ray_nor_torch_nor_pandas() -> None:
 def test_writing_a_trial_twice_leaves_one_row(tmp_path: Path) -> None:
     write_record(tmp_path, record(status="running"))
     write_record(tmp_path, record(status="completed"))
-    write_snapshot(tmp_path)
+    Snapshots(tmp_path).write()
     assert list(load(tmp_path).trials.status) == ["completed"]
     assert len(load(tmp_path).metrics) == 2
 
@@ -61,7 +60,7 @@ def test_trials_of_one_turn_are_in_the_order_of_their_methods(tmp_path: Path) ->
     order = ["full", "lora", "dora", "unknown"]
     expected = [f"{method}-{number}" for number in (0, 1) for method in order]
     assert list(load(tmp_path).trials.trial_id) == expected
-    write_snapshot(tmp_path)
+    Snapshots(tmp_path).write()
     assert list(load(tmp_path).trials.method[:4]) == ["dora", "unknown", "lora", "full"]
 
 
@@ -88,17 +87,17 @@ def test_predictions_go_with_their_trials(tmp_path: Path) -> None:
     }
     judged = replace(record(), predictions=[{**of_trial, **prediction}])
     write_record(tmp_path, judged)
-    write_snapshot(tmp_path)
+    Snapshots(tmp_path).write()
     assert len(load(tmp_path).predictions) == 1
     remove_record(tmp_path, "lora-000")
-    write_snapshot(tmp_path)
+    Snapshots(tmp_path).write()
     assert not len(load(tmp_path).trials)
     assert not len(load(tmp_path).predictions)
 
 
 def test_missing_and_non_finite_values_are_nulls(tmp_path: Path) -> None:
     write_record(tmp_path, record(validation_loss=float("nan"), train_loss=float("inf")))
-    write_snapshot(tmp_path)
+    Snapshots(tmp_path).write()
     row = load(tmp_path).trials.iloc[0]
     assert row[["validation_loss", "train_loss", "test_accuracy", "error"]].isna().all()
 
@@ -106,7 +105,7 @@ def test_missing_and_non_finite_values_are_nulls(tmp_path: Path) -> None:
 def test_hyperparameters_are_columns_of_their_own_type(tmp_path: Path) -> None:
     write_record(tmp_path, record("a", 0, hp_rank=8, hp_alpha=16, hp_target_modules="c_attn,c_proj"))
     write_record(tmp_path, record("b", 1, hp_alpha=0.5))
-    write_snapshot(tmp_path)
+    Snapshots(tmp_path).write()
     table = pd.read_parquet(tmp_path / "trials.parquet", dtype_backend="numpy_nullable")
     assert str(table.hp_rank.dtype) == "Int64"
     assert list(table.hp_alpha) == [16.0, 0.5]
@@ -125,12 +124,12 @@ def test_unknown_columns_and_strange_ids_are_refused(tmp_path: Path) -> None:
 def test_a_reader_never_sees_half_a_table(tmp_path: Path) -> None:
     for number in range(20):
         write_record(tmp_path, record(f"t-{number}", number, error="x" * 5000))
-    write_snapshot(tmp_path)
+    Snapshots(tmp_path).write()
     stop = threading.Event()
 
     def rewrite() -> None:
         while not stop.is_set():
-            write_snapshot(tmp_path)
+            Snapshots(tmp_path).write()
 
     writer = threading.Thread(target=rewrite)
     writer.start()
@@ -147,7 +146,7 @@ def test_load_takes_directories_of_runs_and_globs(tmp_path: Path) -> None:
     for name, columns in (("one", {"hp_rank": 8}), ("two", {"hp_beta": 0.5})):
         (tmp_path / name).mkdir()
         write_record(tmp_path / name, record(experiment=name, **columns))
-        write_snapshot(tmp_path / name)
+        Snapshots(tmp_path / name).write()
     for path in (tmp_path, f"{tmp_path}/*", [tmp_path / "one", tmp_path / "two"]):
         loaded = load(path)
         assert len(loaded.trials) == 2
@@ -170,7 +169,7 @@ def test_what_is_written_is_read(
     started = moment.replace(tzinfo=UTC) if moment else None
     with TemporaryDirectory() as directory:
         write_record(Path(directory), record(error=error, seed=seed, train_loss=loss, started_at=started))
-        write_snapshot(Path(directory))
+        Snapshots(Path(directory)).write()
         row = pd.read_parquet(f"{directory}/trials.parquet", dtype_backend="pyarrow").iloc[0]
     assert row.seed == seed
     assert (error is None and pd.isna(row.error)) or row.error == error
@@ -205,7 +204,7 @@ def test_tables_made_again_and_again_are_those_made_anew(
                 snapshots.write()
         snapshots.write()
         shutil.copytree(kept, anew, ignore=shutil.ignore_patterns("*.parquet"))
-        write_snapshot(anew)
+        Snapshots(anew).write()
         for file in anew.glob("*.parquet"):
             assert (kept / file.name).read_bytes() == file.read_bytes()
         assert len(list(anew.glob("*.parquet"))) == len(list(kept.glob("*.parquet"))) == 3

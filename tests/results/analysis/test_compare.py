@@ -46,7 +46,7 @@ def test_what_differs_is_said_to_and_what_does_not_is_not(made_up: Maker) -> Non
     assert row.verdict == f"full and lora: no difference shown (within {reach:.1f} points)"
     said = verdict(results, "made-up")
     assert said.startswith("lora has the highest test accuracy: 86.")
-    assert f"it beats head, and no difference is shown from full (within {reach:.1f} points)" in said
+    assert f"it beats head, but shows no difference from full (within {reach:.1f} points)" in said
 
 
 def test_macro_f1_is_that_of_scikit_learn(made_up: Maker) -> None:
@@ -88,20 +88,18 @@ def test_methods_are_compared_on_the_seeds_that_all_of_them_have(made_up: Maker)
 def test_one_seed_says_so(made_up: Maker) -> None:
     results = made_up(seeds=1, examples=400).results()
     said = compare(results).set_index(["method_a", "method_b"]).verdict
-    assert "one seed, so chance in training is not counted" in said[("head", "full")]
-    assert "one seed shows no difference" in compare(results, "train_seconds").verdict.iloc[0]
-    assert verdict(results, "made-up").endswith("Of one seed: chance in training is not counted.")
+    assert "single seed, so chance in training is not accounted for" in said[("head", "full")]
+    assert "no interval from a single seed" in compare(results, "train_seconds").verdict.iloc[0]
+    assert verdict(results, "made-up").endswith("Single seed: chance in training is not accounted for.")
     assert "nan" not in verdict(results, "made-up", "train_seconds")
 
 
 def test_methods_that_are_not_confirmed_are_named(made_up: Maker) -> None:
     made = made_up()
     made.trials = [row for row in made.trials if not row["trial_id"].startswith("full-seed")]
-    assert verdict(made.results(), "made-up").endswith(
-        "it beats head. Not confirmed, and not compared: full."
-    )
+    assert verdict(made.results(), "made-up").endswith("it beats head. Not confirmed, so not compared: full.")
     made.trials = [row for row in made.trials if not row["trial_id"].startswith("head-seed")]
-    assert verdict(made.results(), "made-up").endswith("%. Not confirmed, and not compared: head and full.")
+    assert verdict(made.results(), "made-up").endswith("%. Not confirmed, so not compared: head and full.")
     for row in made.trials:
         row["peak_memory_bytes"] = None
     assert verdict(made.results(), "made-up", "peak_memory_bytes").startswith("Not compared: no peak memory")

@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.honesty import World, as_samples
-from results.analysis.bootstrap import Sample, estimate, power, standard_error
+from results.analysis.bootstrap import LEVEL, Sample, estimate, standard_error
 
 WORLD = World(seeds=5, examples=400, seed_spread=0.1)
 DRAWS = 400
@@ -62,6 +62,19 @@ def test_a_planted_difference_is_found_at_the_rate_that_is_predicted() -> None:
     assert 0.3 < predicted < 0.99, "a test of power needs one that is neither nothing nor all"
     error = (predicted * (1 - predicted) / simulations) ** 0.5
     assert abs(found / simulations - predicted) < 3 * error + 0.02
+
+
+def power(difference: float, error: float, freedom: float) -> float:
+    """Return the probability that a true difference is shown at the 5% level, by a noncentral t.
+
+    Arguments:
+        difference: the true one.
+        error: standard error of the estimated one.
+        freedom: its degrees of freedom.
+    """
+    critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
+    shift = difference / error
+    return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
 
 
 def test_power_is_that_of_a_t_test() -> None:

@@ -105,4 +105,4 @@ def test_what_noise_hides_is_not_claimed_and_what_is_missing_cannot_be_said(made
     assert found["QLoRA makes the model 84% smaller"] == UNKNOWN
     assert set(claims(made_up(seeds=0).results()).verdict) == {UNKNOWN}
     one = claims(made_up(seeds=1).results()).set_index("claim").evidence
-    assert "one seed cannot say" in one["LoRA validates better than full fine-tuning"]
+    assert "a single seed cannot tell" in one["LoRA validates better than full fine-tuning"]

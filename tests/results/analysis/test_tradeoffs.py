@@ -60,7 +60,7 @@ def test_a_trial_that_failed_is_on_no_front(made_up: Maker) -> None:
 def test_what_has_no_value_is_left_out_and_bad_names_are_refused(made_up: Maker) -> None:
     results = made_up(seeds=0).results()
     assert pareto(results, {"test_accuracy": "max", "model_bytes": "min"}).empty
-    with pytest.raises(ValueError, match="'memory' is no column of numbers; expected some of"):
+    with pytest.raises(ValueError, match="'memory' is not a numeric column; expected some of"):
         pareto(results, {"memory": "min"})
     with pytest.raises(ValueError, match="expected max or min, got 'up'"):
         pareto(results, {"model_bytes": "up"})  # type: ignore[dict-item]

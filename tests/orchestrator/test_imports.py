@@ -1,0 +1,17 @@
+"""What importing the package brings along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+IMPORTS = """
+import sys
+import orchestrator.phases, orchestrator.progress
+print([name for name in ("statsmodels", "moocore", "results.analysis") if name in sys.modules])
+"""
+
+
+def test_trials_begin_before_what_analyses_them_is_imported() -> None:
+    told = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "[]"
