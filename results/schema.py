@@ -148,7 +148,7 @@ PREDICTIONS: Final = _schema(
     {
         **_IDENTITY,
         "seed": (INT, "seed of the trial"),
-        "example_id": (INT, "row number of the example in its source"),
+        "example_id": (INT, "row of the example in its source, from 0; headers and blank lines do not count"),
         "label": (STRING, "correct label"),
         "prediction": (STRING, "predicted label"),
         "loss": (FLOAT, "cross-entropy of the correct label, in nats"),
