@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from typing import Any, Final
 
@@ -115,16 +115,19 @@ def cost_chart(
     return front + points
 
 
-def curve_domain(curves: pd.DataFrame, metric: str) -> tuple[float, float]:
+def curve_domain(curves: pd.DataFrame, metric: str, best: Collection[str]) -> tuple[float, float]:
     """Return the range shared by all methods' learning curves, so that they can be compared.
 
-    An exploding loss would flatten all other curves, so the highest 5% of the losses are ignored and cut off.
+    An exploding loss would flatten all other curves, so the highest 5% of the losses are cut off, except for
+    the ``best`` trials.
     """
     values = curves[metric].dropna()
     if values.empty:
         return 0.0, 1.0
     low = values.min()
-    high = values.quantile(0.95) if metric == "train_loss" else values.max()
+    high = values.max()
+    if metric == "train_loss":
+        high = max(values.quantile(0.95), curves[metric][curves.trial_id.isin(best)].max())
     margin = 0.05 * (high - low) or 0.01
     return float(low - margin), float(high + margin)
 

@@ -79,9 +79,14 @@ def _count(trials: int) -> str:
 
 def _settings(view: View) -> dict[str, Any]:
     """Return the experiment file's settings; empty if the run does not record them."""
-    texts = view.results.trials.settings.dropna()
-    settings = _json(texts.iloc[-1], "settings").get("experiment") if len(texts) else None
+    texts = _latest_first(view.results.trials).settings.dropna()
+    settings = _json(texts.iloc[0], "settings").get("experiment") if len(texts) else None
     return settings if isinstance(settings, dict) else {}
+
+
+def _latest_first(trials: pd.DataFrame) -> pd.DataFrame:
+    """Sort trials by their start: a run may have grown, and its last trials know what it is now."""
+    return trials.sort_values("started_at", ascending=False, kind="stable", na_position="last")
 
 
 def _json(text: Any, column: str) -> dict[str, Any]:
@@ -198,19 +203,20 @@ def _accuracies_section(view: View) -> Section | None:
 def _curves_section(view: View, metric: str, title: str) -> Section | None:
     """Show a metric's learning curves, the methods side by side."""
     curves = view.results.metrics[view.results.metrics.phase == "search"]
-    domain = charts.curve_domain(curves, metric)
+    low, high = charts.curve_domain(curves, metric, set(view.best.trial_id))
+    cut = f" Values above {high:.2f} are cut off." if (curves[metric] > high).any() else ""
     figures = []
     for method in view.methods:
         mine = curves[curves.method == method]
         if mine.empty:
             continue
         best = view.best.trial_id.get(method)
-        chart = charts.curve_chart(mine, best, metric, view.color(method), domain)
+        chart = charts.curve_chart(mine, best, metric, view.color(method), (low, high))
         count = mine.trial_id.nunique()
         drawn = min(count, charts.FAINT_TRIALS + 1)
         of = f"{drawn} of its {count} trials" if drawn < count else f"all {count} trials"
         bold = f"best trial {best} in bold" if best else "no best trial yet"
-        description = f"{title} of {method} by epoch: {of}, {bold}."
+        description = f"{title} of {method} by epoch: {of}, {bold}.{cut}"
         figures.append(view.figure(f"{metric}-{method}", f"{method}: {title.lower()}", chart, description))
     return Section(f"{view.key}-{metric}-curves", title, charts=figures) if figures else None
 
@@ -351,7 +357,7 @@ def _failures_section(view: View) -> Section | None:
 
 def _provenance_section(view: View) -> Section:
     trials = view.results.trials
-    row = trials.iloc[-1]
+    row = _latest_first(trials).iloc[0]
     splits, versions = _json(row.splits, "splits"), _json(row.versions, "versions")
     facts = [
         ("base model", f"{row.base_model} (weights {_short(row.base_model_fingerprint)})"),
