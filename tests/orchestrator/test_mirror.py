@@ -263,7 +263,7 @@ def test_the_table_of_trials_is_carried_over_last(
     [
         ("driver.json", b"{}", "driver.json: not what a driver writes"),
         ("driver.json", b"nonsense", "driver.json: not what a driver writes"),
-        ("journal/a.json", b"{", "a.json: not what the program writes of a trial"),
+        ("journal/a.json", b"{", "a.json: not a trial as the program records it"),
     ],
 )
 def test_what_is_no_run_is_refused(uri: str, copy: Path, name: str, content: bytes, says: str) -> None:

@@ -48,7 +48,7 @@ def test_texts_of_pairs_are_told_apart_for_models_that_ask(
     model: str, asks: bool, model_directories: dict[str, Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "pairs.tsv"
-    file.write_text("".join(f"good film\tbad plot\t{row % 2}\n" for row in range(40)))
+    file.write_text("".join(f"good film\tbad plot {row}\t{row % 2}\n" for row in range(40)))
     data = {"path": None, "columns": ["one", "other", "label"], "text": "one", "text_pair": "other"}
     data |= {"validation": None, "test": None}
     directory = shutil.copytree(model_directories[model], tmp_path / model)
