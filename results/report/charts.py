@@ -180,7 +180,7 @@ def curve_chart(
 
 
 def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
-    """Draw the expected best validation accuracy by number of trials, with 95% bands."""
+    """Draw the expected best validation accuracy by number of trials, with bands as far as there are any."""
     data = curve.assign(**{name: curve[name].round(4) for name in ("expected_best", "low", "high")})
     base = alt.Chart(data).encode(
         x=alt.X("trials:Q", title="trials", axis=alt.Axis(tickMinStep=1, tickCount=8, format="d")),
@@ -192,8 +192,10 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
         scale=alt.Scale(zero=False),
         axis=alt.Axis(format=".0%"),
     )
-    band = base.mark_area(opacity=0.12).encode(
-        y=alt.Y("low:Q", title="expected best accuracy", scale=alt.Scale(zero=False)), y2="high:Q"
+    band = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_area(opacity=0.12)
+        .encode(y=alt.Y("low:Q", title="expected best accuracy", scale=alt.Scale(zero=False)), y2="high:Q")
     )
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=35)).encode(
         y=y,
@@ -206,7 +208,7 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
             alt.Tooltip("high:Q", format=".1%"),
         ],
     )
-    return band + line
+    return band + line if data.low.notna().any() else alt.layer(line)
 
 
 def surface_chart(cells: pd.DataFrame) -> Chart:

@@ -11,6 +11,7 @@ import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
 from results.analysis.metrics import FAILURES, amount, confirmed, good_trials, packs
+from results.analysis.tuning import TRIALS_EACH
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
@@ -217,8 +218,9 @@ def _tuning_section(view: View) -> Section | None:
     if curve.empty or view.best.empty:
         return None
     description = (
-        "Expected best validation accuracy of so many trials, with 95% bands (Dodge et al. 2019): a method "
-        "whose curve is flat needs little tuning."
+        "Expected best validation accuracy of so many trials (Tang et al. 2020, equation 3): a method whose "
+        "curve is flat needs little tuning. It takes trials to be independent and whole; TPE's learn from "
+        "each other, and early stopping cuts some short. Bands are rough, and end at a third of the trials."
     )
     figure = view.figure(
         "tuning",
@@ -254,13 +256,15 @@ def _surfaces_section(view: View) -> Section | None:
     shares = importance(view.results)
     rows = [
         Row(
-            (row.method, row.hyperparameter, f"{row.importance:.0%}", f"{row.trials}"), view.color(row.method)
+            (row.method, row.hyperparameter, row.note or f"{row.importance:.0%}", f"{row.trials}"),
+            view.color(row.method),
         )
         for row in shares.itertuples()
     ]
     caption = (
-        "How much of the variance in a method's validation accuracy each hyperparameter explains "
-        "(functional ANOVA)."
+        "How much of what hyperparameters explain of a method's validation accuracy each of them does "
+        f"(functional ANOVA). That takes {TRIALS_EACH} trials for each, and a forest of trees that predicts "
+        "trials it has not seen better than their mean does."
     )
     tables = (
         [PageTable(caption, ("method", "hyperparameter", "importance", "trials"), rows, (0, 1))]
