@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from results.analysis.bootstrap import LEVEL, Estimate, Sample, estimate
-from results.analysis.metrics import amount, confirmed, level, packs
+from results.analysis.metrics import (
+    OF_VALIDATION,
+    ON_THIS_SPLIT,
+    amount,
+    confirmed,
+    failed_confirms,
+    level,
+    packs,
+)
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -28,6 +36,9 @@ def claims(results: ResultSet) -> pd.DataFrame:
     """Hold the founding study's statements against each experiment's confirm phase.
 
     A kind is represented by the first method of it. Differences are paired by seed and tested by Student's t.
+    What is counted as chance is the seed, not which validation examples there are, and the evidence says so:
+    of these no predictions are kept, and their variance, added as if methods were judged on different ones,
+    would hide what is shown by judging them on the same.
 
     Returns:
         Columns experiment, claim, verdict (holds, does not hold, no difference shown, cannot be said) and
@@ -36,6 +47,10 @@ def claims(results: ResultSet) -> pd.DataFrame:
     rows = []
     for experiment in results.trials.experiment.unique():
         trials = _confirmed_with_gap(results, experiment)
+        failed = failed_confirms(results, experiment).items()
+        failures = "".join(
+            f"; {name}: {count} of {tried} confirm trials failed" for name, (count, tried) in failed
+        )
         for claim, answer in {
             f"QLoRA makes the model {REDUCTION:.0%} smaller": _smaller(trials),
             "LoRA validates better than full fine-tuning": _validates_better(trials),
@@ -44,6 +59,7 @@ def claims(results: ResultSet) -> pd.DataFrame:
             "LoRA trains faster than full fine-tuning": _faster(trials),
         }.items():
             verdict, evidence = answer
+            evidence += failures if verdict != UNKNOWN else ""
             rows.append({"experiment": experiment, "claim": claim, "verdict": verdict, "evidence": evidence})
     return pd.DataFrame(rows, columns=["experiment", "claim", "verdict", "evidence"])
 
@@ -110,6 +126,7 @@ def _differ(trials: pd.DataFrame, a: str, b: str, column: str, sign: int) -> Ans
     if found.seeds < 2:
         return UNKNOWN, f"{evidence}; one seed cannot say"
     evidence += f"; difference {_interval(found, column)}"
+    evidence += f", {ON_THIS_SPLIT}" if column in (*OF_VALIDATION, "gap") else ""
     if found.p_value >= 1 - LEVEL:
         return UNDECIDED, evidence
     return HOLDS if found.mean * sign > 0 else FAILS, evidence

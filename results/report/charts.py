@@ -307,18 +307,18 @@ def difference_chart(differences: pd.DataFrame) -> Chart:
         tooltip=["verdict:N"],
     )
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[3, 3], color="#808080").encode(x="x:Q")
-    rule = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", title="difference in test accuracy, points, with 95% interval"), x2="high:Q"
-    )
+    title = "difference in test accuracy, points, with 95% interval"
+    rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    rule = rule.encode(x=alt.X("low:Q", title=title), x2="high:Q")
     point = base.mark_point(filled=True, size=80, opacity=1).encode(
-        x="difference:Q",
+        x=alt.X("difference:Q", title=title),
         shape=alt.Shape(
             "shown:N",
             title=None,
             scale=alt.Scale(domain=["difference shown", "no difference shown"], range=["diamond", "circle"]),
         ),
     )
-    return zero + rule + point
+    return zero + rule + point if data.low.notna().any() else zero + point
 
 
 def bar_chart(table: pd.DataFrame, column: str, title: str, unit: float, methods: Sequence[str]) -> Chart:

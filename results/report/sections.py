@@ -138,7 +138,7 @@ def _methods_section(view: View) -> Section:
                 row.method,
                 f"{row.trials}" + (f", {row.failed} failed" if row.failed else ""),
                 _share(row.validation_accuracy),
-                _share(row.test_accuracy),
+                _share(row.test_accuracy) + (f", {row.confirm_failed} failed" if row.confirm_failed else ""),
                 "–"
                 if pd.isna(row.test_accuracy)
                 else f"{100 * row.test_accuracy_low:.1f} to {100 * row.test_accuracy_high:.1f}",
@@ -155,7 +155,8 @@ def _methods_section(view: View) -> Section:
     ]
     caption = (
         "Each method with its best configuration. Test accuracy: mean over the confirm phase's seeds, with "
-        "its 95% interval. Trainable counts parameters; costs are of one trial."
+        "its 95% interval, and how many of that phase's trials failed. Trainable counts parameters; costs "
+        "are of one trial."
     )
     headings = (
         *(
@@ -282,7 +283,8 @@ def _differences_section(view: View) -> Section | None:
         return None
     description = (
         "Difference in test accuracy of every pair of methods, first less second, with its 95% interval. A "
-        "diamond is a difference that is shown after Holm's correction for the number of pairs."
+        "diamond is a difference that is shown after Holm's correction for the number of pairs. A pair with "
+        "fewer than two seeds in common has no interval."
     )
     chart = charts.difference_chart(differences)
     figure = view.figure("differences", "Differences in test accuracy", chart, description, wide=True)
@@ -291,18 +293,21 @@ def _differences_section(view: View) -> Section | None:
             (
                 f"{row.method_a} − {row.method_b}",
                 _points(row.difference),
-                f"{_points(row.low)} to {_points(row.high)}",
-                p_value(row.p_corrected),
+                "–" if pd.isna(row.low) else f"{_points(row.low)} to {_points(row.high)}",
+                "–" if pd.isna(row.p_corrected) else p_value(row.p_corrected),
                 row.verdict,
             )
         )
         for row in differences.itertuples()
     ]
+    fewest, most = differences.seeds.min(), differences.seeds.max()
+    seeds = (
+        "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} common seeds"
+    )
     caption = (
-        f"By a paired hierarchical bootstrap over {differences.seeds.iloc[0]} seeds and "
-        f"{differences.examples.iloc[0]:,} test examples. Intervals are of each pair by itself; "
-        "p-values and verdicts are corrected for the number of pairs by Holm's method. All of it speaks of "
-        "the configurations found: another search might find others."
+        f"Paired, over {seeds} and {differences.examples.iloc[0]:,} test examples. Intervals are of each "
+        "pair by itself; p-values and verdicts are corrected for the number of pairs by Holm's method. All "
+        "of it speaks of each method as tuned here: the luck of the search is not in the intervals."
     )
     headings = ("pair", "difference, points", "95% interval", "p", "verdict")
     return Section(
@@ -374,7 +379,7 @@ def _share(value: Any) -> str:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return "–" if pd.isna(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _integer(value: Any) -> str:
