@@ -208,7 +208,7 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
             alt.Tooltip("high:Q", format=".1%"),
         ],
     )
-    return band + line if data.low.notna().any() else alt.layer(line)
+    return band + line if data.low.notna().any() else line
 
 
 def surface_chart(cells: pd.DataFrame) -> Chart:
