@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from results.analysis.bootstrap import Floats, Sample, estimate, resample
+from results.analysis.bootstrap import ONE, Floats, Sample, estimate, resample
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def as_samples(outcomes: list[Floats], draws: int, seed: int) -> list[Sample]:
     statistics = {
         str(index): (lambda weights, right=right: weights @ right.T) for index, right in enumerate(outcomes)
     }
-    return list(resample(statistics, outcomes[0].shape[1], draws, seed).values())
+    return list(resample(statistics, outcomes[0].shape[1], draws, seed, ONE).values())
 
 
 def plain_interval(sample: Sample, seed: int) -> tuple[float, float]:
@@ -91,7 +91,7 @@ def main() -> None:
                 width = 0.0
                 for number in range(options.simulations):
                     a, b = as_samples(world.draw(generator, [threshold] * 2), options.draws, number)
-                    found = estimate(a - b, number)
+                    found = estimate(a - b)
                     low, high = plain_interval(a - b, number)
                     ours += found.low <= 0 <= found.high
                     plain += low <= 0 <= high

@@ -74,10 +74,11 @@ def _table(experiment: str, rows: pd.DataFrame) -> Table:
 
 
 def _interval(row: pd.Series) -> str:
+    failed = f" ({row.confirm_failed} failed)" if row.confirm_failed else ""
     if pd.isna(row.test_accuracy):
-        return "-"
+        return f"-{failed}"
     low, high = 100 * row.test_accuracy_low, 100 * row.test_accuracy_high
-    return f"{row.test_accuracy:.1%} [{low:.1f}, {high:.1f}]"
+    return f"{row.test_accuracy:.1%} [{low:.1f}, {high:.1f}]{failed}"
 
 
 def _number(value: Any, unit: float = 1, digits: int = 0) -> str:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from results.analysis.bootstrap import LEVEL, Estimate, Sample, estimate
-from results.analysis.metrics import amount, confirmed, level, shares_process
+from results.analysis.metrics import (
+    OF_VALIDATION,
+    ON_THIS_SPLIT,
+    amount,
+    confirmed,
+    failed_confirms,
+    level,
+    shares_process,
+)
 
 if TYPE_CHECKING:
     from results.loading import ResultSet
@@ -28,6 +36,9 @@ def claims(results: ResultSet) -> pd.DataFrame:
     """Check the founding study's claims against each experiment's confirm phase.
 
     The first method of each kind represents it. Differences are paired by seed and tested by Student's t.
+    Only seeds count as chance, not which validation examples there are, and the evidence says so: predictions
+    on them are not kept, and adding their variance as if methods were judged on different examples would hide
+    what judging them on the same ones shows.
 
     Returns:
         Columns experiment, claim, verdict (holds, does not hold, no difference shown, cannot be said) and
@@ -36,6 +47,10 @@ def claims(results: ResultSet) -> pd.DataFrame:
     rows = []
     for experiment in results.trials.experiment.unique():
         trials = _confirmed_with_gap(results, experiment)
+        failed = failed_confirms(results, experiment).items()
+        failures = "".join(
+            f"; {name}: {count} of {tried} confirm trials failed" for name, (count, tried) in failed
+        )
         for claim, answer in {
             f"QLoRA makes the model {REDUCTION:.0%} smaller": _smaller(trials),
             "LoRA validates better than full fine-tuning": _validates_better(trials),
@@ -44,6 +59,7 @@ def claims(results: ResultSet) -> pd.DataFrame:
             "LoRA trains faster than full fine-tuning": _faster(trials),
         }.items():
             verdict, evidence = answer
+            evidence += failures if verdict != UNKNOWN else ""
             rows.append({"experiment": experiment, "claim": claim, "verdict": verdict, "evidence": evidence})
     return pd.DataFrame(rows, columns=["experiment", "claim", "verdict", "evidence"])
 
@@ -110,6 +126,7 @@ def _differ(trials: pd.DataFrame, a: str, b: str, column: str, sign: int) -> Ans
     if found.seeds < 2:
         return UNKNOWN, f"{evidence}; a single seed cannot tell"
     evidence += f"; difference {_interval(found, column)}"
+    evidence += f", {ON_THIS_SPLIT}" if column in (*OF_VALIDATION, "gap") else ""
     if found.p_value >= 1 - LEVEL:
         return UNDECIDED, evidence
     return HOLDS if found.mean * sign > 0 else FAILS, evidence

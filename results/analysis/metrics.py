@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
 
-from results.analysis.bootstrap import Floats, Sample, Statistic, resample
+from results.analysis.bootstrap import ONE, Floats, Sample, Statistic, resample
 from results.errors import ResultSetError
 from results.schema import FAILED, HYPERPARAMETER_PREFIX
 
@@ -27,6 +29,11 @@ LOWER_IS_BETTER: Final = (
 )
 
 COMPARABLE: Final = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
+
+OF_VALIDATION: Final = ("validation_accuracy", "validation_macro_f1", "validation_loss")
+"""Metrics with one number per trial: their intervals cover seeds, not validation examples."""
+
+ON_THIS_SPLIT: Final = "on these validation examples: another validation split could say otherwise"
 
 
 def check_metric(metric: str) -> None:
@@ -50,6 +57,16 @@ def amount(value: float, metric: str) -> str:
     if metric.endswith("_per_second"):
         return f"{value:,.0f}/s"
     return f"{value:,.0f}" if metric.endswith("_parameters") else f"{value:.3f}"
+
+
+def reach(low: float, high: float, metric: str) -> str:
+    """Write how far from 0 an interval of a difference goes."""
+    if low == high == 0:
+        return "the same on every seed"
+    text = amount(max(abs(low), abs(high)), metric)
+    if re.search("[1-9]", text):
+        return f"within {text}"
+    return f"within less than {re.sub(r'0(?=[^0-9]*$)', '1', text)}"
 
 
 def level(value: float, metric: str) -> str:
@@ -79,13 +96,26 @@ def confirmed(results: ResultSet, experiment: str) -> pd.DataFrame:
     If a search that had ended continues with more trials, one of them may beat the confirmed configuration:
     trials that confirmed any but the best one no longer count.
     """
+    tried = _confirming(results, experiment)
+    return tried[tried.test_accuracy.notna() & ~tried.status.isin(FAILED)]
+
+
+def failed_confirms(results: ResultSet, experiment: str) -> dict[str, tuple[int, int]]:
+    """Return, of each method of which a confirm trial failed, how many did and how many there are."""
+    tried = _confirming(results, experiment)
+    by_method = tried.status.isin(FAILED).groupby(tried.method, sort=False)
+    return {str(method): (int(failed.sum()), len(failed)) for method, failed in by_method if failed.any()}
+
+
+def _confirming(results: ResultSet, experiment: str) -> pd.DataFrame:
+    """Return the confirm phase's trials of each method's best configuration, whatever became of them."""
     trials = results.trials[results.trials.experiment == experiment]
-    judged = trials[(trials.phase == "confirm") & trials.test_accuracy.notna()]
+    tried = trials[trials.phase == "confirm"]
     hyperparameters = [name for name in trials if name.startswith(HYPERPARAMETER_PREFIX)]
     best = best_trials(trials).set_index("method")[hyperparameters]
-    found, wanted = judged[hyperparameters].to_numpy(object), best.reindex(judged.method).to_numpy(object)
+    found, wanted = tried[hyperparameters].to_numpy(object), best.reindex(tried.method).to_numpy(object)
     is_same = (found == wanted) | (pd.isna(found) & pd.isna(wanted))
-    return judged[is_same.all(axis=1) | ~judged.method.isin(best.index)]
+    return tried[is_same.all(axis=1) | ~tried.method.isin(best.index)]
 
 
 def shares_process(trials: pd.DataFrame) -> bool:
@@ -94,7 +124,7 @@ def shares_process(trials: pd.DataFrame) -> bool:
 
 
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:
-    """Return each confirmed method's values of a metric on the seeds that all of them have.
+    """Return each confirmed method's values of a metric on the seeds that it was judged on.
 
     Methods are in the order of the trials table, as in the summary, whichever was confirmed first.
     A metric of the test split is computed from the predictions and resampled over examples; for any other, a
@@ -106,16 +136,18 @@ def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: 
     """
     check_metric(metric)
     trials = confirmed(results, experiment)
-    by_method = {method: set(group.seed) for method, group in trials.groupby("method", sort=False)}
-    seeds = sorted(set.intersection(*by_method.values())) if by_method else []
-    if not seeds:
+    if trials.empty:
         return {}
-    groups = dict(iter(trials[trials.seed.isin(seeds)].sort_values("seed").groupby("method")))
+    groups = dict(iter(trials.sort_values("seed").groupby("method")))
     in_order = results.trials[results.trials.experiment == experiment].method.unique()
     methods = {str(method): groups[method] for method in in_order if method in groups}
     if metric not in STATISTICS:
-        columns = {method: group[metric].to_numpy(float) for method, group in methods.items()}
-        return {method: Sample(values) for method, values in columns.items() if not np.isnan(values).any()}
+        known = {method: group.dropna(subset=[metric]) for method, group in methods.items()}
+        return {
+            method: Sample(group[metric].to_numpy(float), seeds=tuple(group.seed))
+            for method, group in known.items()
+            if len(group)
+        }
     predictions = results.predictions[results.predictions.trial_id.isin(trials.trial_id)]
     predictions = predictions[predictions.experiment == experiment]
     _check_whole(predictions, trials.trial_id, experiment)
@@ -123,7 +155,8 @@ def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: 
         method: STATISTICS[metric](_by_seed(predictions, group.trial_id)) for method, group in methods.items()
     }
     examples = predictions.example_id.nunique()
-    return resample(statistics, examples, draws, seed)
+    found = resample(statistics, examples, draws, seed, ONE if metric in SHARES else ())
+    return {method: replace(sample, seeds=tuple(methods[method].seed)) for method, sample in found.items()}
 
 
 def _check_whole(predictions: pd.DataFrame, trial_ids: pd.Series, experiment: str) -> None:

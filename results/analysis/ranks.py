@@ -19,8 +19,9 @@ COLUMNS = [
     "average_rank",
     "experiments",
     "critical_difference",
+    "largest_lead",
     "friedman_p",
-    "not_worse_than_best",
+    "not_shown_worse",
 ]
 
 
@@ -34,8 +35,10 @@ def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
     Returns:
         One row per method: its ``average_rank`` (1 is best), Nemenyi's ``critical_difference`` of average
         ranks at the 5% level, the p-value of Friedman's test that all methods perform alike, and
-        ``not_worse_than_best``: whether the best method's lead is smaller than the critical difference.
-        Empty for fewer than two experiments, or fewer than two methods in common.
+        ``not_shown_worse``: whether the best method's lead is smaller than the critical difference. That does
+        not make it as good as the best: with so few experiments that the critical difference exceeds the
+        largest possible lead, ``largest_lead``, no method can be shown to be worse. Empty for fewer than two
+        experiments, or fewer than two methods in common.
 
     Raises:
         ValueError: if the metric is unknown.
@@ -64,7 +67,8 @@ def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
             "average_rank": average.to_numpy(),
             "experiments": count,
             "critical_difference": critical,
+            "largest_lead": methods - 1,
             "friedman_p": p_value,
-            "not_worse_than_best": (average - average.iloc[0] < critical).to_numpy(),
+            "not_shown_worse": (average - average.iloc[0] < critical).to_numpy(),
         }
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from results.analysis.bootstrap import estimate
-from results.analysis.metrics import best_trials, confirmed, samples
+from results.analysis.metrics import best_trials, confirmed, failed_confirms, samples
 from results.schema import FAILED, HYPERPARAMETER_PREFIX
 
 if TYPE_CHECKING:
@@ -27,15 +27,18 @@ def summary(results: ResultSet) -> pd.DataFrame:
     Returns:
         ``trials`` and ``failed`` count search trials; ``best_trial``, ``validation_accuracy`` and ``hp_*``
         describe the best of them. ``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high`` (95%
-        interval) and ``test_macro_f1`` are means over the confirm phase's ``seeds``, null without a confirm
-        phase. The costs are those of one trial with the best configuration: means over the confirm phase, or
-        without one the best trial's own. ``search_train_seconds`` is the search's total.
+        interval; with one seed over test examples alone) and ``test_macro_f1`` are means over the confirm
+        phase's ``seeds``, null without a confirm phase; ``confirm_failed`` of its trials failed. The costs
+        are those of one trial with the best configuration: means over the confirm phase, or without one the
+        best trial's own. ``search_train_seconds`` is the search's total.
     """
     rows = []
     for experiment in results.trials.experiment.unique():
         accuracies = samples(results, experiment, "test_accuracy", DRAWS)
+        failed = failed_confirms(results, experiment)
         for method in results.trials[results.trials.experiment == experiment].method.unique():
             row = _row(results, experiment, method)
+            row["confirm_failed"] = failed.get(method, (0, 0))[0]
             if method in accuracies:
                 found = estimate(accuracies[method])
                 row |= {
@@ -46,7 +49,14 @@ def summary(results: ResultSet) -> pd.DataFrame:
                 }
             rows.append(row)
     leading = ["experiment", "method", "kind", "trials", "failed", "best_trial", "validation_accuracy"]
-    test = ["seeds", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_macro_f1"]
+    test = [
+        "seeds",
+        "confirm_failed",
+        "test_accuracy",
+        "test_accuracy_low",
+        "test_accuracy_high",
+        "test_macro_f1",
+    ]
     hyperparameters = [name for name in results.trials if name.startswith(HYPERPARAMETER_PREFIX)]
     columns = [*leading, *test, *COSTS, "search_train_seconds", *hyperparameters]
     return pd.DataFrame(rows, columns=columns).convert_dtypes()

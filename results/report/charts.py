@@ -183,7 +183,7 @@ def curve_chart(
 
 
 def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
-    """Draw the expected best validation accuracy by number of trials, with 95% bands."""
+    """Draw the expected best validation accuracy by number of trials, with bands as far as there are any."""
     data = curve.assign(**{name: curve[name].round(4) for name in ("expected_best", "low", "high")})
     base = alt.Chart(data).encode(
         x=alt.X("trials:Q", title="trials", axis=alt.Axis(tickMinStep=1, tickCount=8, format="d")),
@@ -195,8 +195,10 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
         scale=alt.Scale(zero=False),
         axis=alt.Axis(format=".0%"),
     )
-    band = base.mark_area(opacity=0.12).encode(
-        y=alt.Y("low:Q", title="expected best accuracy", scale=alt.Scale(zero=False)), y2="high:Q"
+    band = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_area(opacity=0.12)
+        .encode(y=alt.Y("low:Q", title="expected best accuracy", scale=alt.Scale(zero=False)), y2="high:Q")
     )
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=35)).encode(
         y=y,
@@ -209,7 +211,7 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
             alt.Tooltip("high:Q", format=".1%"),
         ],
     )
-    return band + line
+    return band + line if data.low.notna().any() else line
 
 
 def surface_chart(cells: pd.DataFrame) -> Chart:
@@ -308,18 +310,18 @@ def difference_chart(differences: pd.DataFrame) -> Chart:
         tooltip=["verdict:N"],
     )
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[3, 3], color="#808080").encode(x="x:Q")
-    rule = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", title="difference in test accuracy, points, with 95% interval"), x2="high:Q"
-    )
+    title = "difference in test accuracy, points, with 95% interval"
+    rule = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    rule = rule.encode(x=alt.X("low:Q", title=title), x2="high:Q")
     point = base.mark_point(filled=True, size=80, opacity=1).encode(
-        x="difference:Q",
+        x=alt.X("difference:Q", title=title),
         shape=alt.Shape(
             "shown:N",
             title=None,
             scale=alt.Scale(domain=["difference shown", "no difference shown"], range=["diamond", "circle"]),
         ),
     )
-    return zero + rule + point
+    return zero + rule + point if data.low.notna().any() else zero + point
 
 
 def bar_chart(table: pd.DataFrame, column: str, title: str, unit: float, methods: Sequence[str]) -> Chart:

@@ -12,6 +12,7 @@ import yaml
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
 from results.analysis.claims import UNKNOWN
 from results.analysis.metrics import amount, confirmed, good_trials, shares_process
+from results.analysis.tuning import TRIALS_EACH
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
@@ -144,7 +145,7 @@ def _methods_section(view: View) -> Section:
                 row.method,
                 f"{row.trials}" + (f", {row.failed} failed" if row.failed else ""),
                 _share(row.validation_accuracy),
-                _share(row.test_accuracy),
+                _share(row.test_accuracy) + (f", {row.confirm_failed} failed" if row.confirm_failed else ""),
                 "–"
                 if pd.isna(row.test_accuracy)
                 else f"{100 * row.test_accuracy_low:.1f} to {100 * row.test_accuracy_high:.1f}",
@@ -161,7 +162,8 @@ def _methods_section(view: View) -> Section:
     ]
     caption = (
         "Each method with its best configuration. Test accuracy is the mean over the confirm phase's seeds, "
-        "with its 95% interval. Trainable is a number of parameters; costs are per trial."
+        "with its 95% interval and the number of that phase's trials that failed. Trainable is a number of "
+        "parameters; costs are per trial."
     )
     headings = (
         *(
@@ -226,8 +228,9 @@ def _tuning_section(view: View) -> Section | None:
     if curve.empty or view.best.empty:
         return None
     description = (
-        "Expected best validation accuracy by number of trials, with 95% bands (Dodge et al. 2019): a method "
-        "with a flat curve needs little tuning."
+        "Expected best validation accuracy by number of trials (Tang et al. 2020, equation 3): a method with "
+        "a flat curve needs little tuning. It takes trials to be independent and complete; TPE's learn from "
+        "each other, and early stopping cuts some short. Bands are rough, and end at a third of the trials."
     )
     figure = view.figure(
         "tuning",
@@ -263,13 +266,15 @@ def _surfaces_section(view: View) -> Section | None:
     shares = importance(view.results)
     rows = [
         Row(
-            (row.method, row.hyperparameter, f"{row.importance:.0%}", f"{row.trials}"), view.color(row.method)
+            (row.method, row.hyperparameter, row.note or f"{row.importance:.0%}", f"{row.trials}"),
+            view.color(row.method),
         )
         for row in shares.itertuples()
     ]
     caption = (
-        "How much of the variance in a method's validation accuracy each hyperparameter explains "
-        "(functional ANOVA)."
+        "How much of what hyperparameters explain of a method's validation accuracy each of them does "
+        f"(functional ANOVA). That takes {TRIALS_EACH} trials for each, and a forest of trees that predicts "
+        "trials it has not seen better than their mean does."
     )
     tables = (
         [PageTable(caption, ("method", "hyperparameter", "importance", "trials"), rows, (0, 1))]
@@ -287,7 +292,8 @@ def _differences_section(view: View) -> Section | None:
         return None
     description = (
         "Difference in test accuracy of every pair of methods, first minus second, with its 95% interval. A "
-        "diamond marks a difference that is shown after Holm's correction for the number of pairs."
+        "diamond marks a difference that is shown after Holm's correction for the number of pairs. A pair "
+        "with fewer than two seeds in common has no interval."
     )
     chart = charts.difference_chart(differences)
     figure = view.figure("differences", "Differences in test accuracy", chart, description, wide=True)
@@ -296,18 +302,21 @@ def _differences_section(view: View) -> Section | None:
             (
                 f"{row.method_a} − {row.method_b}",
                 _points(row.difference),
-                f"{_points(row.low)} to {_points(row.high)}",
-                p_value(row.p_corrected),
+                "–" if pd.isna(row.low) else f"{_points(row.low)} to {_points(row.high)}",
+                "–" if pd.isna(row.p_corrected) else p_value(row.p_corrected),
                 row.verdict,
             )
         )
         for row in differences.itertuples()
     ]
+    fewest, most = differences.seeds.min(), differences.seeds.max()
+    seeds = (
+        "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} common seeds"
+    )
     caption = (
-        f"By a paired hierarchical bootstrap over {differences.seeds.iloc[0]} seeds and "
-        f"{differences.examples.iloc[0]:,} test examples. Intervals are for each pair alone; p-values and "
-        "verdicts are corrected for the number of pairs by Holm's method. All this holds for the "
-        "configurations that were found; another search might find others."
+        f"Paired, over {seeds} and {differences.examples.iloc[0]:,} test examples. Intervals are for each "
+        "pair alone; p-values and verdicts are corrected for the number of pairs by Holm's method. What is "
+        "compared is each method as tuned here: the luck of the search is not in the intervals."
     )
     headings = ("pair", "difference, points", "95% interval", "p", "verdict")
     return Section(
@@ -379,7 +388,7 @@ def _share(value: Any) -> str:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return "–" if pd.isna(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _integer(value: Any) -> str:

@@ -165,3 +165,18 @@ def failure() -> Callable[[MadeUp, Sequence[int], str], None]:
             made.metrics[:] = [point for point in made.metrics if point["trial_id"] != row["trial_id"]]
 
     return fail
+
+
+@pytest.fixture
+def confirm_failure() -> Callable[[MadeUp, str, Sequence[int]], None]:
+    """Turn a method's confirm trials of some seeds into ones that diverged."""
+
+    def fail(made: MadeUp, method: str, seeds: Sequence[int]) -> None:
+        names = {f"{method}-seed{seed}" for seed in seeds}
+        for row in made.trials:
+            if row["trial_id"] in names:
+                row |= {"status": "diverged", "error": "loss became nan"}
+                row |= {"test_accuracy": None, "test_macro_f1": None, "final_train_loss": None}
+        made.predictions[:] = [row for row in made.predictions if row["trial_id"] not in names]
+
+    return fail

@@ -30,6 +30,17 @@ def test_the_table_and_the_verdict(run: str, capsys: pytest.CaptureFixture[str])
     assert "lora has the highest test accuracy" in out
 
 
+def test_failed_confirm_trials_stand_in_the_table_and_in_the_verdict(
+    made_up: Maker, confirm_failure: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = made_up(seeds=5)
+    confirm_failure(made, "lora", [0, 1, 2])
+    assert main([str(made.save(tmp_path / "run"))]) == 0
+    out = capsys.readouterr().out
+    assert "] (3 failed)" in next(line for line in out.splitlines() if line.startswith("lora  "))
+    assert "but 3 of its 5 confirm trials failed" in " ".join(out.split())
+
+
 def test_another_metric_and_order(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([run, "--metric", "peak_memory_bytes", "--sort", "test_accuracy"]) == 0
     out = capsys.readouterr().out

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from results.analysis import compare, verdict
+from results.analysis import compare, summary, verdict
+from results.analysis.metrics import reach
 
 Maker = Callable[..., Any]
 
@@ -46,7 +47,10 @@ def test_what_differs_is_said_to_and_what_does_not_is_not(made_up: Maker) -> Non
     assert row.verdict == f"full and lora: no difference shown (within {reach:.1f} points)"
     said = verdict(results, "made-up")
     assert said.startswith("lora has the highest test accuracy: 86.")
-    assert f"it beats head, but shows no difference from full (within {reach:.1f} points)" in said
+    expected = (
+        f"; as tuned here, it beats head, but shows no difference from full (within {reach:.1f} points)"
+    )
+    assert expected in said
 
 
 def test_macro_f1_is_that_of_scikit_learn(made_up: Maker) -> None:
@@ -78,20 +82,132 @@ def test_a_cost_is_compared_by_a_paired_t_test_and_less_is_better(made_up: Maker
     assert verdict(results, "made-up", "train_seconds").startswith("head has the lowest train seconds")
 
 
-def test_methods_are_compared_on_the_seeds_that_all_of_them_have(made_up: Maker) -> None:
+def test_a_pair_is_compared_on_the_seeds_of_both_and_a_method_is_judged_on_all_of_its_own(
+    made_up: Maker, confirm_failure: Callable[..., None]
+) -> None:
+    made = made_up(seeds=5)
+    confirm_failure(made, "head", [0, 1, 2, 3])
+    results = made.results()
+    table = compare(results).set_index(["method_a", "method_b"])
+    assert table.seeds.to_dict() == {("head", "full"): 1, ("head", "lora"): 1, ("full", "lora"): 5}
+    assert table.failed_a.to_list() == [4, 4, 0]
+    whole = compare(made_up(seeds=5).results()).set_index(["method_a", "method_b"])
+    assert table.low["full", "lora"] == pytest.approx(whole.low["full", "lora"])
+    row = summary(results).set_index("method").loc["head"]
+    right = results.predictions[results.predictions.trial_id == "head-seed4"]
+    assert row.seeds == 1
+    assert row.confirm_failed == 4
+    assert row.test_accuracy == pytest.approx((right.label == right.prediction).mean())
+    assert row.test_macro_f1 == pytest.approx(row.test_accuracy)  # as made up
+    said = verdict(results, "made-up")
+    assert "shows no difference from full (within" in said
+    assert "and head (one seed in common)" in said
+    assert said.endswith(" head: 4 of 5 confirm trials failed.")
+
+
+def test_who_beats_others_although_trials_failed_is_not_said_without_that(
+    made_up: Maker, confirm_failure: Callable[..., None]
+) -> None:
+    made = made_up(accuracy={"head": 0.7, "full": 0.85, "lora": 0.93}, seeds=5, examples=400)
+    confirm_failure(made, "lora", [0, 1, 2])
+    results = made.results()
+    said = verdict(results, "made-up")
+    assert said.startswith("lora has the highest test accuracy: 93.")
+    assert "%, but 3 of its 5 confirm trials failed; as tuned here, it beats " in said
+    pair = compare(results).set_index(["method_a", "method_b"]).loc[("head", "lora")]
+    assert pair.verdict.startswith("lora beats head by ")
+    assert pair.verdict.endswith("; lora: 3 of 5 confirm trials failed")
+
+
+def test_methods_with_no_seed_in_common_are_not_compared(
+    made_up: Maker, confirm_failure: Callable[..., None]
+) -> None:
+    made = made_up(seeds=5, examples=400)
+    confirm_failure(made, "lora", [0, 1, 2])
+    confirm_failure(made, "full", [3, 4])
+    table = compare(made.results()).set_index(["method_a", "method_b"])
+    pair = table.loc[("full", "lora")]
+    assert (pair.seeds, pair.different) == (0, False)
+    assert pair.verdict.startswith("full and lora: not compared, no seed in common; ")
+    assert table.different["head", "full"], "other pairs are"
+    said = verdict(made.results(), "made-up")
+    assert "beats head, but shows no difference from full (no seed in common)" in said
+
+
+def test_a_method_of_which_every_confirm_trial_failed_is_named_with_that(
+    made_up: Maker, confirm_failure: Callable[..., None]
+) -> None:
     made = made_up()
-    made.trials = [row for row in made.trials if row["trial_id"] != "full-seed1"]
-    table = compare(made.results())
-    assert set(table.seeds) == {2}
+    confirm_failure(made, "lora", [0, 1, 2])
+    said = verdict(made.results(), "made-up")
+    assert said.endswith("Not confirmed, so not compared: lora. lora: 3 of 3 confirm trials failed.")
+    for method in ("head", "full"):
+        confirm_failure(made, method, [0, 1, 2])
+    said = verdict(made.results(), "made-up")
+    assert said.startswith("Not confirmed: without test results")
+    assert "head: 3 of 3 confirm trials failed." in said
 
 
-def test_one_seed_says_so(made_up: Maker) -> None:
+def test_who_is_best_on_average_may_be_beaten_on_the_seeds_in_common(
+    made_up: Maker, confirm_failure: Callable[..., None]
+) -> None:
+    made = made_up(accuracy={"full": 0.9, "lora": 0.9}, seeds=4, examples=400)
+    full = [p for p in made.predictions if p["method"] == "full"]
+    for row in full:  # on seeds 0 and 1 better than lora, on the others, where lora failed, far worse
+        worse = row["seed"] > 1 and row["example_id"] % 3 == 0
+        row["prediction"] = "x" if worse else row["label"]
+    confirm_failure(made, "lora", [2, 3])
+    said = verdict(made.results(), "made-up")
+    assert said.startswith("lora has the highest test accuracy: 90.")
+    assert "is beaten on their common seeds by full" in said
+
+
+@pytest.mark.parametrize("metric", ["test_accuracy", "train_seconds"])
+def test_one_seed_shows_no_difference(made_up: Maker, metric: str) -> None:
     results = made_up(seeds=1, examples=400).results()
-    said = compare(results).set_index(["method_a", "method_b"]).verdict
-    assert "single seed, so chance in training is not accounted for" in said[("head", "full")]
-    assert "no interval from a single seed" in compare(results, "train_seconds").verdict.iloc[0]
-    assert verdict(results, "made-up").endswith("Single seed: chance in training is not accounted for.")
-    assert "nan" not in verdict(results, "made-up", "train_seconds")
+    table = compare(results, metric)
+    assert not table.different.any()
+    assert table[["low", "high", "p_value", "p_corrected"]].isna().all(axis=None)
+    assert table.verdict.str.endswith("no interval from a single seed, so no difference can be shown").all()
+    said = verdict(results, "made-up", metric)
+    assert "shows no difference from" in said
+    assert said.endswith("A single seed shows no difference: chance in training is not accounted for.")
+    assert "beats" not in said
+    assert "nan" not in said
+
+
+def test_what_all_methods_get_right_does_not_show_that_they_are_the_same(made_up: Maker) -> None:
+    made = made_up(accuracy={"full": 0.9, "lora": 0.9}, seeds=5, examples=30)
+    for row in made.predictions:
+        row["prediction"] = row["label"]
+    results = made.results()
+    row = compare(results).iloc[0]
+    # No discordant example of 30 leaves differences of 0.05 and more likely enough: McNemar's exact test of
+    # them would be significant for none below six discordant examples of one direction.
+    assert row.low < -0.05
+    assert row.high > 0.05
+    assert row.verdict == f"full and lora: no difference shown (within {100 * row.high:.1f} points)"
+    table = summary(results)
+    assert (table.test_accuracy_high == 1).all()
+    assert (table.test_accuracy_low < 0.9).all()
+
+
+def test_no_difference_is_never_within_nothing() -> None:
+    assert reach(-0.0004, 0.0002, "test_accuracy") == "within less than 0.1 points"
+    assert reach(-0.0104, 0.0002, "test_accuracy") == "within 1.0 points"
+    assert reach(-0.0001, 0.0, "test_loss") == "within less than 0.001"
+    assert reach(-0.2, 0.2, "tokens_per_second") == "within less than 1/s"
+    assert reach(0.0, 0.0, "model_bytes") == "the same on every seed"
+
+
+def test_of_validation_only_seeds_are_counted_which_is_said(made_up: Maker) -> None:
+    made = made_up(accuracy={"full": 0.8, "lora": 0.9})
+    made.trials[4]["validation_accuracy"] += 0.001
+    said = compare(made.results(), "validation_accuracy").verdict.iloc[0]
+    assert said.startswith("lora beats full by ")
+    assert said.endswith("], on these validation examples: another validation split could say otherwise")
+    said = verdict(made.results(), "made-up", "validation_accuracy")
+    assert "On these validation examples: another" in said
 
 
 def test_methods_that_are_not_confirmed_are_named(made_up: Maker) -> None:

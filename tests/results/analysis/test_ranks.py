@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from results.analysis import ranks
+from results.report.across import ranks_note
 
 Maker = Callable[..., Any]
 
@@ -29,7 +30,7 @@ def test_ranks_are_averaged_and_the_critical_difference_is_nemenyis(made_up: Mak
     # Friedman's statistic by its formula: 12N/(k(k+1)) [sum R^2 - k(k+1)^2/4].
     statistic = 12 * 14 / 20 * (4**2 + 2 * 2.5**2 + 1 - 4 * 25 / 4)
     assert table.friedman_p.iloc[0] == pytest.approx(stats.chi2.sf(statistic, 3))
-    assert table.not_worse_than_best.to_dict() == {"a": False, "b": False, "c": False, "d": True}
+    assert table.not_shown_worse.to_dict() == {"a": False, "b": False, "c": False, "d": True}
 
 
 def test_only_methods_that_all_experiments_confirmed_are_ranked(made_up: Maker) -> None:
@@ -44,7 +45,7 @@ def test_two_experiments_of_two_methods_prove_nothing(made_up: Maker) -> None:
     table = ranks(both.results()).set_index("method")
     assert table.average_rank.to_dict() == {"full": 1.0, "lora": 2.0}
     assert table.friedman_p.iloc[0] == pytest.approx(0.5)
-    assert table.not_worse_than_best.all()
+    assert table.not_shown_worse.all()
 
 
 def test_ties_say_nothing(made_up: Maker) -> None:
@@ -53,4 +54,15 @@ def test_ties_say_nothing(made_up: Maker) -> None:
         row["test_accuracy"] = 0.9 if row["phase"] == "confirm" else None
     table = ranks(reduce(add, made).results())
     assert table.friedman_p.iloc[0] == 1
-    assert table.not_worse_than_best.all()
+    assert table.not_shown_worse.all()
+
+
+def test_of_too_few_experiments_no_method_can_be_shown_to_be_worse(made_up: Maker) -> None:
+    accuracy = {"head": 0.5, "full": 0.85, "lora": 0.9, "dora": 0.91, "qlora": 0.92}
+    made = [made_up(f"{number}", accuracy, seeds=2, examples=100) for number in range(10)]
+    few, many = ranks(reduce(add, made[:2]).results()), ranks(reduce(add, made).results())
+    assert few.critical_difference.iloc[0] > few.largest_lead.iloc[0] == 4
+    assert "cannot be told with 2 experiments" in ranks_note(few)
+    assert "cannot be told" not in ranks_note(many)
+    # Of ten, the lead of 4 is above the critical difference of 1.93 (2.728 sqrt(5 * 6 / 60)).
+    assert not many.set_index("method").not_shown_worse["head"]

@@ -106,3 +106,14 @@ def test_what_noise_hides_is_not_claimed_and_what_is_missing_cannot_be_said(made
     assert set(claims(made_up(seeds=0).results()).verdict) == {UNKNOWN}
     one = claims(made_up(seeds=1).results()).set_index("claim").evidence
     assert "a single seed cannot tell" in one["LoRA validates better than full fine-tuning"]
+
+
+def test_failed_confirm_trials_stand_in_the_evidence_and_so_does_what_validation_cannot_say(
+    made_up: Maker, confirm_failure: Callable[..., None]
+) -> None:
+    made = made_up(accuracy={"full": 0.8, "lora": 0.82}, seeds=4)
+    confirm_failure(made, "lora", [0, 1])
+    found = claims(made.results()).set_index("claim").evidence
+    said = found["LoRA validates better than full fine-tuning"]
+    assert "on these validation examples: another validation split could say otherwise" in said
+    assert said.endswith("; lora: 2 of 4 confirm trials failed")

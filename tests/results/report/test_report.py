@@ -154,6 +154,20 @@ def test_a_single_method(browser: Browser, made_up: Maker, tmp_path: Path) -> No
     assert "Differences" not in opened.headings()
 
 
+def test_of_one_seed_and_two_trials_nothing_is_drawn_that_they_do_not_show(
+    browser: Browser, made_up: Maker, tmp_path: Path
+) -> None:
+    results = made_up(trials=2, seeds=1, examples=400).results()
+    opened = Opened(browser, write_report(results, tmp_path))
+    opened.check()
+    section = opened.page.locator("#made-up-differences")
+    cells = [row.split("\t") for row in section.locator("tbody tr").all_inner_texts()]
+    assert [cell[2:4] for cell in cells] == [["–", "–"]] * 3
+    assert "nan" not in section.inner_text()
+    assert "over 1 seed and 400 test examples" in section.inner_text()
+    assert "beats" not in opened.page.locator(".verdict").inner_text()
+
+
 def test_an_experiment_in_which_every_trial_failed(
     browser: Browser, made_up: Maker, failure: Callable[..., None], tmp_path: Path
 ) -> None:
