@@ -90,7 +90,11 @@ class MethodBrackets(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         # FIFOScheduler would look at every trial there ever was, at each step of Tune's.
         live = tune_controller.get_live_trials()
-        waiting = [trial for trial in live if trial.status == Trial.PENDING]
+        waiting = [
+            trial
+            for trial in live
+            if trial.status == Trial.PENDING and not _is_starting(trial, tune_controller)
+        ]
         return min(waiting, key=lambda trial: self._turns[trial.trial_id], default=None)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
@@ -122,6 +126,18 @@ class MethodBrackets(FIFOScheduler):
 
     def debug_string(self) -> str:
         return "\n".join(f"{name}: {bracket.debug_string()}" for name, bracket in self._brackets.items())
+
+
+def _is_starting(trial: Trial, tune_controller: Any) -> bool:
+    """Say whether a worker process starts for a trial already.
+
+    If it were chosen to run, Tune would give it the next warm worker and end that process. Where trials are
+    shorter than the start of a process, one process after another would so be started in vain, and a slot
+    stay idle.
+    """
+    tune = tune_controller._tune_controller  # the wrapper that schedulers get hides this
+    worker = tune._trial_to_actor.get(trial)
+    return worker is not None and tune._actor_manager.is_actor_started(worker)
 
 
 def _known(trial: Trial) -> Trial:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import ray
+from ray import tune
+from ray.tune import Trainable
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from orchestrator.brackets import MethodBrackets, make_bracket
 from orchestrator.experiment import Assignment
+from orchestrator.phases import TUNE_ENVIRONMENT
 from orchestrator.reports import EVALUATION, OBJECTIVE
 
 CONTROLLER: Any = None
@@ -104,10 +113,13 @@ def test_waiting_trials_start_in_the_order_suggested() -> None:
         trial = cast(Trial, Waiting(trial_id=f"{9 - i}", config=config, status=status))
         brackets.on_trial_add(CONTROLLER, trial)
         live.add(trial)
-    controller: Any = SimpleNamespace(get_live_trials=lambda: live)
+    starting = {trial: trial.trial_id for trial in live if trial.trial_id in ("6", "5")}
+    manager = SimpleNamespace(is_actor_started=lambda worker: worker == "6")  # the other waits for its place
+    inside = SimpleNamespace(_trial_to_actor=starting, _actor_manager=manager)
+    controller: Any = SimpleNamespace(get_live_trials=lambda: live, _tune_controller=inside)
     chosen = brackets.choose_trial_to_run(controller)
     assert chosen is not None
-    assert chosen.trial_id == "6"
+    assert chosen.trial_id == "5"
     assert brackets.choose_trial_to_run(cast(Any, SimpleNamespace(get_live_trials=set))) is None
 
 
@@ -115,3 +127,70 @@ class Waiting(SimpleNamespace):
     """A trial as a scheduler sees it, in a set as Tune keeps it."""
 
     __hash__ = object.__hash__
+
+
+class Worker(Trainable):
+    """A worker process that takes longer to start than many trials take, except for the first one."""
+
+    def setup(self, config: dict[str, Any], started: Path) -> None:  # type: ignore[override]
+        is_first = not any(started.iterdir())
+        (started / str(os.getpid())).touch()
+        time.sleep(0 if is_first else 4)
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(0.2)
+        return {OBJECTIVE: 0.5, EVALUATION: 1, "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+
+class Assigner(Searcher):
+    """Suggests thirty trials."""
+
+    def __init__(self) -> None:
+        super().__init__(metric=OBJECTIVE, mode="max")
+        self._number = 0
+
+    def set_search_properties(self, *arguments: Any, **more: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        self._number += 1
+        return Assignment("full", self._number, {}).to_config() if self._number <= 30 else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_worker_that_is_starting_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many trials end on the warm one meanwhile."""
+    for name, value in TUNE_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    started = tmp_path / "started"
+    started.mkdir()
+    results = tune.Tuner(
+        tune.with_parameters(Worker, started=started),
+        tune_config=tune.TuneConfig(
+            search_alg=Assigner(),
+            scheduler=make_brackets(),
+            num_samples=-1,
+            max_concurrent_trials=2,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    ).fit()
+    assert len(results) == 30
+    assert len(list(started.iterdir())) == 2
