@@ -167,5 +167,5 @@ def test_methods_get_the_same_purse(experiment: Path, tmp_path: Path, unit: str)
         counts = results.trials.method.value_counts()
         assert abs(counts["head"] - counts["full"]) <= 1
     page = (tmp_path / "runs" / "small" / "report" / "index.html").read_text()
-    said = {"examples": "400 trained examples", "train_seconds": "1.5 seconds of training"}[unit]
+    said = {"examples": "400 training examples", "train_seconds": "1.5 seconds of training"}[unit]
     assert f"each method had {said}" in page
