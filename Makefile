@@ -26,7 +26,7 @@ test-cluster: $(READY)
 	@$(RUN) -m pytest -m cluster -rs tests/cluster $(ARGS)
 
 # What could be lost is tried many times: some minutes, and a table in benchmarks/results/faults.md. Then input of
-# every kind, thirty times as much of it as in make test.
+# every kind, sixty times as much of it as in make test.
 soak: $(READY)
 	@FAULTS_TABLE=benchmarks/results/faults.md $(RUN) -m pytest -m "soak or not cluster" \
 		tests/e2e/test_faults.py tests/e2e/test_resume.py $(ARGS)

@@ -24,7 +24,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-hypothesis.settings.register_profile("soak", max_examples=3000, print_blob=True)
+# No deadline by default: how long a test takes depends on what else the machine does.
+hypothesis.settings.register_profile("usual", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("soak", max_examples=3000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("usual")
 
 # Ray lets its workers yield to all else (a niceness of 15): beside other tests they would hardly get on.
 os.environ.setdefault("RAY_worker_niceness", "0")
