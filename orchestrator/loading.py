@@ -83,7 +83,7 @@ def place_of(file: Path | None) -> str:
 def load_continued(
     recorded: Experiment, file: Path | None, overrides: Sequence[str], methods: Sequence[str] | None
 ) -> Experiment:
-    """Read what a run shall be that is continued: what it was, or a file's experiment, with overrides.
+    """Return the experiment that a continued run becomes: the recorded one or a file's, with overrides.
 
     Arguments:
         recorded: what it was.

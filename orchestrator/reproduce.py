@@ -85,7 +85,7 @@ def reproduce(
 
 
 def _check_alone(row: Mapping[str, Any], experiment: Experiment, where: str) -> None:
-    """Refuse a trial whose numbers one process that trains it alone gives but for rounding, or dropout."""
+    """Refuse a trial of a pack or of several workers: one process alone cannot give exactly its numbers."""
     packed = pd.notna(row["trials_per_pack"]) and row["trials_per_pack"] > 1
     workers = experiment.resources.workers_per_trial
     if packed or workers > 1:

@@ -145,10 +145,10 @@ def recorded_trials(directory: Path) -> list[TrialRecord]:
 def earlier_trials(
     directory: Path, experiment: Experiment, records: Sequence[TrialRecord], labels: Sequence[str]
 ) -> Earlier:
-    """Make records the trials of a run that they are of.
+    """Rebuild a run's trials from its journal records.
 
     Raises:
-        ExperimentError: naming one that is none.
+        ExperimentError: naming a record that is not a trial of this run.
     """
     histories = [_history(directory, experiment, record, labels) for record in records]
     return Earlier(

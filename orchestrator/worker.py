@@ -98,8 +98,8 @@ def failure(error: Exception) -> Failure:
 class TrialProcess:
     """What drives a trial does in the process, or in each of the processes, that train it.
 
-    Its state is saved when it is asked to go on, by when the evaluation before is journaled: a journal is
-    never behind a state, and a trial that is stopped saves none.
+    The state is saved when the trial is told to continue. By then its last evaluation is in the journal, so
+    the journal is never behind a state; a trial that is stopped saves nothing.
 
     Arguments:
         inputs: what it reads.
