@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.experiment import BudgetSettings
 from orchestrator.history import TrialHistory
 from orchestrator.reports import POINT
+from orchestrator.settings import BudgetSettings
 from trainables.trial import Evaluation
 
 

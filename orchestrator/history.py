@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Final
 
 from orchestrator.experiment import Assignment
-from orchestrator.reports import BY_HYPERPARAMETERS, WORST
+from orchestrator.reports import learned
 from results.schema import ENDED_WELL, Status
 from trainables.trial import Evaluation, TestOutcome, TrialSpec
 
@@ -57,7 +57,7 @@ class TrialHistory:
     @property
     def learned(self) -> float | None:
         """What the study learns of the ended trial; None where the program failed, not the trial."""
-        return WORST if self.status in BY_HYPERPARAMETERS else self.objective
+        return learned(self.status, self.objective)
 
     @property
     def standing(self) -> tuple[float, float, int]:

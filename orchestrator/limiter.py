@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from orchestrator.experiment import ResourceSettings
 from orchestrator.nodes import room
+from orchestrator.settings import ResourceSettings
 
 
 class RoomLimiter(ConcurrencyLimiter):

@@ -12,7 +12,7 @@ import torch
 import yaml
 from ray._private.utils import get_num_cpus
 
-from orchestrator.experiment import ResourceSettings
+from orchestrator.settings import ResourceSettings
 
 GPU_TYPE = "accelerator_type:"
 """What Ray puts before the type of a node's GPUs, among its resources."""

@@ -20,7 +20,7 @@ from orchestrator.shell import Failure, ProcessDiedError, Start, TrialShell
 from trainables.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from orchestrator.experiment import ResourceSettings
+    from orchestrator.settings import ResourceSettings
     from orchestrator.worker import Inputs
 
 ANSWER_SECONDS = 30

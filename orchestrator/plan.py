@@ -9,8 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment import Assignment, Experiment, ResourceSettings
+from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
+from orchestrator.settings import ResourceSettings
 from search_spaces import extremes
 from trainables.trial import ModelSummary, describe
 

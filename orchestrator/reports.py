@@ -22,11 +22,18 @@ WORST: Final = 0.0
 Optuna's samplers leave failed trials out, and would suggest what fails again and again.
 """
 
-BY_HYPERPARAMETERS: Final = ("diverged", "out_of_memory")
-"""How trials fail whose hyperparameters are to blame."""
-
 STATUS: Final = "status"
 """In the last report of a trial that failed: how."""
 
 ERROR: Final = "error"
 """In the last report of a trial that failed: the error's text."""
+
+
+def learned(status: str | None, objective: float | None) -> float | None:
+    """Return what a study learns of a trial: nothing where the program failed, not the trial.
+
+    Arguments:
+        status: of a trial that failed: ``diverged`` and ``out_of_memory`` are its hyperparameters' doing.
+        objective: of a trial that ended well.
+    """
+    return WORST if status in ("diverged", "out_of_memory") else objective

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from orchestrator.errors import ExperimentError
-from orchestrator.experiment import Experiment, ResourceSettings
+from orchestrator.experiment import Experiment
 from orchestrator.nodes import Node
+from orchestrator.settings import ResourceSettings
 from trainables.errors import InputError
 
 RAY_PARTS = 10_000

@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.budget import Purse
 from orchestrator.experiment import Assignment, Experiment, derive_seed
-from orchestrator.reports import BY_HYPERPARAMETERS, OBJECTIVE, STATUS, WORST
+from orchestrator.reports import OBJECTIVE, STATUS, learned
 
 SamplerName = Literal["tpe", "gp", "random", "cmaes"]
 
@@ -218,15 +218,11 @@ class MethodStudies:
         trial = self._running.pop(trial_id)
         if result:
             self._seconds[trial.method].append(result.get(TIME_TOTAL_S, 0.0))
-        objective = None if error else _learned(result or {})
+        result = result or {}
+        objective = None if error else learned(result.get(STATUS), result.get(OBJECTIVE))
         self._count_failures(trial.method, not objective)
         study, failed = self._studies[trial.method], objective is None
         if trial.trial_id in self._foreign:
             study.add_evaluated_point(dict(trial.hyperparameters), objective or 0.0, error=failed)
         else:
             study.on_trial_complete(trial.trial_id, None if failed else {OBJECTIVE: objective}, failed)
-
-
-def _learned(result: Mapping[str, Any]) -> float | None:
-    """Return what a study learns of a last report: nothing where the program failed, not the trial."""
-    return WORST if result.get(STATUS) in BY_HYPERPARAMETERS else result.get(OBJECTIVE)

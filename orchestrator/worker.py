@@ -14,10 +14,11 @@ import torch
 from ray import ObjectRef, tune
 
 from orchestrator import GARBAGE_THRESHOLD
-from orchestrator.experiment import Assignment, Experiment, Phase, ResourceSettings
+from orchestrator.experiment import Assignment, Experiment, Phase
 from orchestrator.prepare import Prepared
 from orchestrator.scratch import Scratch
 from orchestrator.secrets import redact
+from orchestrator.settings import ResourceSettings
 from orchestrator.shared_storage import check_directory
 from orchestrator.shell import Driven, Failure, ProcessDiedError, Start, TrialShell
 from orchestrator.states import read_state, save_state

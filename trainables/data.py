@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -232,14 +232,12 @@ def _read_optional(
 
 def _cut(train: RawSplit, fraction: float, seed: int, name: str) -> tuple[RawSplit, RawSplit]:
     count = max(1, round(fraction * len(train.texts)))
-    examples = _examples(train)
-    copies = Counter(examples)
-    first = {example: row for row, example in reversed(list(enumerate(examples)))}
-    firsts = np.sort(np.fromiter(first.values(), np.int64))
-    order = firsts[stratified_order(train.labels[firsts], seed)]
-    enough = int(np.searchsorted(np.cumsum([copies[examples[row]] for row in order]), count)) + 1
-    chosen = {examples[row] for row in order[:enough]}
-    is_chosen = np.array([example in chosen for example in examples])
+    # Equal examples are one group; groups are numbered in the order of their first examples.
+    group, _ = pd.factorize(np.array(_examples(train), dtype=object))
+    _, firsts, copies = np.unique(group, return_index=True, return_counts=True)
+    order = stratified_order(train.labels[firsts], seed)
+    enough = int(np.searchsorted(np.cumsum(copies[order]), count)) + 1
+    is_chosen = np.isin(group, order[:enough])
     rule = f"cut from {train.origin} ({fraction:.0%}, stratified, seed {seed})"
     rest = train.take(np.flatnonzero(~is_chosen), f"{train.origin} less {name}")
     if len(np.unique(rest.labels)) < 2:
@@ -261,11 +259,11 @@ def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit
     return sample
 
 
-def _examples(split: RawSplit) -> list[tuple[str, ...]]:
+def _examples(split: RawSplit) -> list[str]:
     """Return texts, or pairs of them, as they are compared: whatever their case and spaces."""
-    columns = [split.texts] if split.pairs is None else [split.texts, split.pairs]
-    plain = ([" ".join(text.casefold().split()) for text in texts] for texts in columns)
-    return list(zip(*plain, strict=True))
+    pairs = split.pairs or [""] * len(split.texts)
+    both = (f"{text} \0 {other}" for text, other in zip(split.texts, pairs, strict=True))
+    return [" ".join(text.casefold().split()) for text in both]
 
 
 def _note_overlap(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import ray
 from ray import tune
 from ray.tune import Trainable
 from ray.tune.experiment import Trial
@@ -163,14 +161,7 @@ class Assigner(Searcher):
         pass
 
 
-@pytest.fixture
-def two_cores() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("two_cores")
+@pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_is_starting_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many trials end on the warm one meanwhile."""
     for name, value in TUNE_ENVIRONMENT.items():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.budget import Purse
-from orchestrator.experiment import BudgetSettings
 from orchestrator.reports import POINT
+from orchestrator.settings import BudgetSettings
 from trainables.trial import Evaluation
 
 

@@ -12,8 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray.tune.result import TIME_TOTAL_S
 
 from orchestrator.budget import Purse
-from orchestrator.experiment import Assignment, BudgetSettings, derive_seed
+from orchestrator.experiment import Assignment, derive_seed
 from orchestrator.reports import OBJECTIVE, POINT, STATUS, WORST
+from orchestrator.settings import BudgetSettings
 from orchestrator.studies import (
     MethodStudies,
     SamplerName,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.experiment import ResourceSettings
 from orchestrator.reports import ERROR, STATUS
+from orchestrator.settings import ResourceSettings
 from orchestrator.shell import ProcessDiedError
 from orchestrator.worker import TrialWorker, trial_device
 
