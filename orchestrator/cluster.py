@@ -34,7 +34,7 @@ ADDRESSES = (
     " (Ray's client port, 10001)"
 )
 
-GIVE_TOKEN = "set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
+GIVE_TOKEN = "set RAY_AUTH_MODE=token and put it into ~/.ray/auth_token"
 
 WORKER_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # of several, glibc 2.36 passes on the first only
@@ -154,7 +154,7 @@ def _check_address(where: str, address: str) -> None:
         except OSError as error:
             raise ExperimentError([f"{where}: nothing answers there: {error}; {ADDRESSES}"]) from None
     if "://" not in address and not find_node_ids():
-        raise ExperimentError([f"{where}: this machine is no node of a running Ray cluster; {ADDRESSES}"])
+        raise ExperimentError([f"{where}: this machine is not a node of a running Ray cluster; {ADDRESSES}"])
 
 
 def _check_token(address: str) -> None:
@@ -197,9 +197,9 @@ def _reason(error: Exception) -> str:
         there, here = (" and ".join(map(" ".join, some)) for some in (versions[:2], versions[2:]))
         return f"the cluster runs {there}, this program {here}; expected the same on both sides"
     if isinstance(error, AuthenticationError):
-        return f"the cluster takes a token; {GIVE_TOKEN}"
-    if text == "ray client connection timeout":  # all that the client port says to who has no token
-        return f"{text}; if the cluster takes a token, {GIVE_TOKEN}; else {ADDRESSES}"
+        return f"the cluster requires a token; {GIVE_TOKEN}"
+    if text == "ray client connection timeout":  # all that the client port tells a program without a token
+        return f"{text}; if the cluster requires a token, {GIVE_TOKEN}; else {ADDRESSES}"
     if text.startswith("Initialization failure from server"):  # with the server's traceback
         return f"it could not serve this program: {text.splitlines()[-1]}; try again"
     return f"{(text or type(error).__name__).splitlines()[0]}; {ADDRESSES}"

@@ -97,10 +97,10 @@ class Experiment(Settings):
     name: str = Field(
         "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="plain file name"
     )
-    seed: int = Field(0, ge=0, description="decides everything random, and changes it when changed")
+    seed: int = Field(0, ge=0, description="decides everything random")
     model: ModelSettings = Field(ModelSettings(), description="the base model")
     data: DataSettings = Field(DataSettings(), description="the examples")
-    training: TrainingDefaults = Field(TrainingDefaults(), description="what methods share in training")
+    training: TrainingDefaults = Field(TrainingDefaults(), description="training settings that methods share")
     search: SearchSettings = Field(SearchSettings(), description="the search phase")
     budget: BudgetSettings = Field(
         BudgetSettings(), description="a purse per method, instead of search.trials"
@@ -147,8 +147,8 @@ class Experiment(Settings):
         for name in self.methods:
             if (other := known.setdefault(name.lower(), name)) != name:
                 raise ValueError(
-                    f"methods.{name}: differs from {other} by case only, and both name files; expected names"
-                    " that differ otherwise"
+                    f"methods.{name}: differs from {other} by case only, and both begin file names;"
+                    " expected names that differ in more"
                 )
         return self
 

@@ -46,7 +46,7 @@ def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> Non
     wanted = experiment.logging.wanted
     problems = [
         f"{where}: logging.{name}: needs the Python package {PACKAGES[name]}, which is not installed;"
-        f" expected it or no logging.{name}: pip install {PACKAGES[name]}"
+        f" install it (pip install {PACKAGES[name]}) or remove logging.{name}"
         for name in wanted
         if find_spec(PACKAGES[name]) is None
     ]
@@ -229,7 +229,7 @@ class Relay(Callback):
             print(redact(traceback.format_exc()), flush=True)
             self._report(
                 f"logging.{self._name} ended with {type(error).__name__}: {redact(str(error))};"
-                " the run goes on and its results are whole"
+                " the run goes on and its results are complete"
             )
 
 

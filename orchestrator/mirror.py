@@ -139,8 +139,8 @@ class Mirror:
             patiently(lambda: self._remote.remove(DRIVER_FILE), CLAIM_SECONDS)
         except (KeyboardInterrupt, OSError):
             report(
-                f"not everything is at {self._remote}; it is in {self._directory}, from where"
-                f" --resume {self._remote} carries it over"
+                f"not everything is at {self._remote} yet; the rest is in {self._directory}, and"
+                f" --resume {self._remote} uploads it"
             )
             return False
         shutil.rmtree(self._directory)
@@ -162,7 +162,7 @@ class Mirror:
         except Exception as error:  # each filesystem of fsspec's has its own
             if not self._is_failing:
                 until_then = (
-                    f"waiting until it can; Ctrl-C ends that, and leaves what is missing in {self._directory}"
+                    f"waiting until it can; Ctrl-C stops waiting and leaves the rest in {self._directory}"
                     if self._done.is_set()
                     else f"the run goes on, and what it writes is kept in {self._directory} until it can"
                 )

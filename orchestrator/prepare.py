@@ -101,7 +101,7 @@ def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputErr
             problems.append(
                 InputError(
                     f"methods.{method}.gradient_checkpointing",
-                    f"{type(model).__name__} cannot compute activations again; expected false",
+                    f"{type(model).__name__} does not support gradient checkpointing; expected false",
                 )
             )
     return problems

@@ -149,7 +149,7 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
     except OutOfMemoryError as error:
         fate, reason = "ran out of memory", error
     except WorkerCrashedError as error:
-        fate, reason = "lost its process, most likely for want of memory,", error
+        fate, reason = "lost its process, most likely for lack of memory,", error
     else:
         return peak
     told = f"{type(reason).__name__}: {reason}".strip().splitlines()[0]

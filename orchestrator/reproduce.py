@@ -92,8 +92,8 @@ def _check_alone(row: Mapping[str, Any], experiment: Experiment, where: str) -> 
         how = "beside others in a pack" if packed else f"by {workers} workers"
         raise ExperimentError(
             [
-                f"{where}: {row['trial_id']} was trained {how}, which rounds otherwise than alone;"
-                " expected a trial of its own process, whose numbers come out the same to the last digit"
+                f"{where}: {row['trial_id']} was trained {how}, which rounds differently from a single"
+                " process; expected a trial trained alone, whose numbers come out the same to the last digit"
             ]
         )
 

@@ -81,7 +81,7 @@ def read_run(run: str) -> Experiment:
         ) from None
     where = directory.absolute()
     if where.name != experiment.name:
-        raise ExperimentError([f"{run}: expected a directory named {experiment.name}, as its experiment"])
+        raise ExperimentError([f"{run}: expected a directory named {experiment.name}, like its experiment"])
     storage = name_and_parent(run)[1] if is_uri(run) else str(where.parent)
     return experiment.model_copy(update={"storage": storage})
 
@@ -110,8 +110,8 @@ def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:
         raise ExperimentError(
             [
                 *problems,
-                f"expected what the run began with, but that {', '.join(MAY_GROW)} may grow, methods may be"
-                " added, and resources and logging may change; for anything else give it a new --name",
+                f"expected what the run began with, except that {', '.join(MAY_GROW)} may grow, methods may"
+                " be added, and resources and logging may change; for anything else give it a new --name",
             ]
         )
 
@@ -167,8 +167,8 @@ def _history(
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ExperimentError(
             [
-                f"{directory}/journal: what is recorded of {record.trial.get('trial_id')!r} is no trial of"
-                f" this run ({error!r}); remove its file, and the trial runs again"
+                f"{directory}/journal: the record of {record.trial.get('trial_id')!r} is not a trial of"
+                f" this run ({error!r}); remove its file to run the trial again"
             ]
         ) from None
 

@@ -35,11 +35,11 @@ examples:
       --set data.train=train.tsv --set data.validation=dev.tsv --set 'data.columns=[sentence, label]'
       the same experiment on files of your own
   python -m orchestrator.run --resume runs/sst2-gpt2
-      continue a run that was interrupted: trials that ended are kept, others go on
+      continue a run that was interrupted: trials that ended are kept, others continue
   python -m orchestrator.run --resume runs/sst2-gpt2 --set search.trials=40
       the same run, longer: trials, seeds, budgets and methods may grow
   python -m orchestrator.run --reproduce runs/sst2-gpt2 lora-003
-      train one recorded trial again and say whether it came out the same
+      train one recorded trial again and say whether it comes out the same
   python -m orchestrator.run experiments/sst2.yaml --address auto --set storage=/mnt/shared/runs
       on the Ray cluster that this machine is a node of; docs/cluster.md says more
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.reproduce and options.address:
         parser.error("--reproduce trains on this machine; expected no --address")
     if options.name and (options.resume or options.reproduce):
-        parser.error("--name: the run has its name already; expected none")
+        parser.error("--name: the run already has a name; expected none")
     if options.experiment and not os.path.exists(options.experiment):
         print(f"{options.experiment}: no such file; expected an experiment's YAML file", file=sys.stderr)
         return 2

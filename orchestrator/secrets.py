@@ -54,7 +54,7 @@ def redact(text: str) -> str:
 def credentials_in(settings: Mapping[str, Any]) -> list[str]:
     """Return a problem for every setting that has a credential, which all files of a run would show."""
     return [
-        f"{key}: has a password or token, which the run's files would show; expected none here but in "
+        f"{key}: has a password or token, which the run's files would show; expected it in "
         f"{PLACES.get(key) or PLACES.get(key.partition('.')[0]) or 'the environment'}"
         for key, text in _texts(settings)
         if redact(text) != text

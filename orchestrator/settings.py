@@ -60,7 +60,7 @@ class BudgetSettings(Settings):
 class ResourceSettings(Settings):
     """What one trial gets; ``resources: auto`` is short for ``{auto: true}``."""
 
-    auto: bool = Field(False, description="measure each method's memory and set what it takes from that")
+    auto: bool = Field(False, description="measure each method's memory and set the resources from that")
     cpus_per_trial: float = Field(1, gt=0, description="CPU cores of each worker; torch uses as many threads")
     gpus_per_trial: float = Field(
         0, ge=0, description="GPUs of each worker; a fraction lets trials share one"
@@ -68,11 +68,11 @@ class ResourceSettings(Settings):
     memory_per_trial: int | None = Field(
         None, ge=1, description="bytes of main memory of each worker; null asks for none"
     )
-    workers_per_trial: int = Field(1, ge=1, description="processes that train one trial; they share batches")
+    workers_per_trial: int = Field(1, ge=1, description="processes that train a trial; they split batches")
     trials_per_pack: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1,
-        description="trials that train side by side in one process, in what one trial gets; auto: 1 on CPUs, "
-        f"{GPU_PACK} on a GPU",
+        description="trials that train side by side in one process, with the resources of one; auto: 1 on"
+        f" CPUs, {GPU_PACK} on a GPU",
     )
     parallelism: Parallelism = Field(
         "ddp",
@@ -80,12 +80,12 @@ class ResourceSettings(Settings):
     )
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; null is as many as fit")
     max_failures: int = Field(
-        2, ge=0, description="times a trial goes on from its last evaluation after its worker or node died"
+        2, ge=0, description="times a trial continues from its last evaluation after its worker or node died"
     )
     trial_timeout: float | None = Field(
         None,
         gt=0,
-        description="seconds without a report after which a worker hangs, and is killed; null: never",
+        description="seconds without a report after which a worker is killed as hanging; null: never",
     )
 
     @property
@@ -121,7 +121,7 @@ class ResourceSettings(Settings):
             )
         if self.parallelism == "fsdp" and self.workers_per_trial == 1:
             raise ValueError(
-                "parallelism: fsdp takes several workers; expected workers_per_trial of at least 2"
+                "parallelism: fsdp needs several workers; expected workers_per_trial of at least 2"
             )
         return self
 

@@ -47,7 +47,7 @@ def _check_writable(uri: str, where: str) -> None:
     """Refuse a URI that not all nodes can write to."""
     problems = [
         f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own,"
-        " such as a role of the machine, and the packages that the URI takes"
+        " such as a role of the machine, and the packages that the URI requires"
         for address, trouble in _on_each_node(_trouble_with, uri).items()
         if trouble != ""
     ]

@@ -161,7 +161,7 @@ def test_three_nodes_are_up_and_only_who_has_the_token_is_let_in(cluster: Cluste
 
 REFUSED = {
     "nothing there": (["--address", "10.77.0.99:6379"], "nothing answers there"),
-    "not a node": (["--address", "10.77.0.1:6379"], "this machine is no node of a running Ray cluster"),
+    "not a node": (["--address", "10.77.0.1:6379"], "this machine is not a node of a running Ray cluster"),
 }
 
 

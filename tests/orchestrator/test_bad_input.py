@@ -68,7 +68,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "missing file": (["absent.yaml"], ("absent.yaml: no such file",)),
     "not a mapping": (["list.yaml"], ("list.yaml", "expected keys such as", "list")),
     "YAML syntax": (["syntax.yaml"], ("syntax.yaml", "line", "not valid YAML")),
-    "key twice": (["twice.yaml"], ("twice.yaml", "line 2", "'name' stands twice")),
+    "key twice": (["twice.yaml"], ("twice.yaml", "line 2", "'name' appears twice")),
     "directory": (["nothing"], ("nothing", "could not be read")),
     "unknown key": (sets("serach.trials=3"), ("good.yaml: serach: unknown key", "did you mean search?")),
     "unknown nested key": (sets("search.trails=3"), ("search.trails: unknown key", "did you mean trials?")),
@@ -190,7 +190,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "one worker in parts": (
         sets("resources.parallelism=fsdp"),
-        ("resources.parallelism: fsdp takes several workers", "workers_per_trial of at least 2"),
+        ("resources.parallelism: fsdp needs several workers", "workers_per_trial of at least 2"),
     ),
     "4-bit weights in parts": (
         sets("resources={workers_per_trial: 2, parallelism: fsdp}", "methods.small={kind: qlora}"),

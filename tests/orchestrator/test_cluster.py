@@ -118,5 +118,5 @@ def test_a_client_port_that_does_not_answer_may_want_a_token(monkeypatch: pytest
     monkeypatch.setattr("ray.init", time_out)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ExperimentError, match="takes a token, set RAY_AUTH_MODE=token"):
+        with pytest.raises(ExperimentError, match="requires a token, set RAY_AUTH_MODE=token"):
             connect(address)

@@ -156,7 +156,7 @@ def interrupted(uri: str, copy: Path, told: list[str], s3: Proxy) -> None:
 def test_a_run_goes_on_from_the_copy_that_is_newer_than_the_storage(
     uri: str, copy: Path, told: list[str]
 ) -> None:
-    assert f"Ctrl-C ends that, and leaves what is missing in {copy}" in told[-2]
+    assert f"Ctrl-C stops waiting and leaves the rest in {copy}" in told[-2]
     assert f"it is in {copy}" in told[-1]
     assert f"--resume {uri}" in told[-1]
     before = contents(copy)

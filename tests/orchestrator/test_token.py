@@ -26,9 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 TOKEN, WRONG = "0123456789abcdef" * 4, "fedcba9876543210" * 4
 
-TAKES_A_TOKEN = (
-    "the cluster takes a token; set RAY_AUTH_MODE=token and put the cluster's into ~/.ray/auth_token"
-)
+TAKES_A_TOKEN = "the cluster requires a token; set RAY_AUTH_MODE=token and put it into ~/.ray/auth_token"
 
 START_TRIES = 3
 
