@@ -3,11 +3,11 @@
 import gc
 
 GARBAGE_THRESHOLD = gc.get_threshold()
-"""How many new objects Python's garbage collector waits for, by generation, unless told otherwise."""
+"""Python's own garbage collection thresholds, by generation."""
 
 DRIVER_GARBAGE = 100_000
-"""How many it waits for in the driver: all that trials report is kept."""
+"""The youngest generation's threshold in the driver, which keeps all that trials report."""
 
-# Imports make almost a million objects that stay. Looking through them again and again while they come took a
-# third of a dry run, and a seventh of a worker's start.
+# Imports create almost a million objects that stay. Scanning them repeatedly meanwhile took a third of a dry
+# run, and a seventh of a worker's start.
 gc.set_threshold(1_000_000)

@@ -1,4 +1,4 @@
-"""Which trial it is."""
+"""The identity of a trial within its experiment."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal, Self
 Phase = Literal["search", "confirm"]
 
 KEY = "assignment"
-"""Of a Tune trial's configuration, which holds nothing else."""
+"""The only key of a Tune trial's configuration."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which trial of an experiment: everything about it that is not settled by the experiment."""
+    """Everything about a trial that its experiment does not settle."""
 
     method: str
     number: int  # n-th trial of its method in its phase, from 0
@@ -23,16 +23,16 @@ class Assignment:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read it from the configuration of a Tune trial."""
+        """Read an assignment from the configuration of a Tune trial."""
         return cls(**config[KEY])
 
     def to_config(self) -> dict[str, Any]:
-        """Return the configuration of the Tune trial that carries it to a worker."""
+        """Return the configuration of a Tune trial, which carries the assignment to a worker."""
         return {KEY: asdict(self)}
 
     @property
     def trial_id(self) -> str:
-        """Unique in the experiment, and a plain file name."""
+        """The trial's id: unique in the experiment, and a plain file name."""
         return (
             f"{self.method}-{self.number:03d}"
             if self.phase == "search"

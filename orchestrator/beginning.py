@@ -1,4 +1,4 @@
-"""What comes before a run's first trial: its settings, its cluster, its data and base model, each checked."""
+"""What precedes a run's first trial: its settings, cluster, data and base model are read and checked."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Beginning:
-    """All that a run begins with, or goes on with."""
+    """What a run starts or continues with."""
 
     experiment: Experiment
     prepared: Prepared
-    cluster: Cluster | None  # where it runs, if it had to be joined or asked already
+    cluster: Cluster | None  # None if Ray has not been started yet
     earlier: Earlier = NOTHING  # trials of an interrupted run
     fitted: Fitted | None = None  # what ``resources: auto`` has measured
 
 
 def begin(options: argparse.Namespace, console: Console) -> Beginning:
-    """Check everything that can be checked before Ray starts on this machine, or the cluster is used.
+    """Check everything that can be checked before the first trial, and return what a new run starts with.
 
     Arguments:
         options: the command line's.
-        console: is told what takes long.
+        console: is told of steps that take long.
 
     Raises:
         ExperimentError: with all problems found.
@@ -72,11 +72,11 @@ def begin(options: argparse.Namespace, console: Console) -> Beginning:
 
 
 def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
-    """Read what an interrupted run was, what it shall be now, and what it had begun.
+    """Read an interrupted run, check how its settings change, and return what it continues with.
 
     Arguments:
-        options: the command line's; ``resume`` names the run, which is held.
-        console: is told what takes long.
+        options: the command line's, for which :func:`hold` has been called.
+        console: is told of steps that take long.
 
     Raises:
         ExperimentError: with all problems found.
@@ -102,16 +102,16 @@ def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
 
 
 def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None]:
-    """Take hold of a run that is to be continued; return what of its copy is at its URI, if it has one.
+    """Lock a run that is to be continued; if it is at a URI, fetch it and return what ``fetch`` returns.
 
-    A dry run leaves no copy where there was none.
+    A dry run locks only the copy of a run at a URI, and removes that copy afterwards if it is new.
 
     Arguments:
         options: the command line's; ``resume`` names the run.
-        held: is given what lets go of it.
+        held: is given what unlocks the run.
 
     Raises:
-        ExperimentError: if it is no run, another user's, or another process runs it.
+        ExperimentError: if it is not a run, belongs to another user, or another process runs it.
     """
     directory = run_directory(options.resume)
     if is_uri(options.resume):
@@ -135,10 +135,10 @@ def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None
 
 
 def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cluster | None:
-    """Join the cluster, where one is named, and refuse what it or this machine has no room for.
+    """Join the cluster, if one is named, and refuse trials that it or this machine has no room for.
 
-    On this machine Ray starts after all checks, except where memory matters: only Ray knows how much of it
-    workers have.
+    On this machine Ray starts after all checks, unless memory matters: only Ray knows how much of it workers
+    have.
     """
     joins = names_cluster(options.address)
     if not joins:
@@ -153,7 +153,7 @@ def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cl
 
 
 def _fit(beginning: Beginning, options: argparse.Namespace, console: Console, where: str) -> Beginning:
-    """Measure what trials need where ``resources: auto`` asks for it, before the run's directory is there."""
+    """Measure what trials need if ``resources: auto`` asks for it, before the run directory is created."""
     if not beginning.experiment.resources.auto:
         return beginning
     from orchestrator.probing import fit_resources
@@ -167,7 +167,7 @@ def _fit(beginning: Beginning, options: argparse.Namespace, console: Console, wh
 
 
 def _check_loggers(experiment: Experiment, where: str, reach: bool) -> None:
-    """Refuse logging that cannot work; Tune's loggers are loaded only where one is asked for."""
+    """Refuse logging that cannot work; import Tune's loggers only if one is asked for."""
     if experiment.logging.wanted:
         from orchestrator.loggers import check_loggers
 

@@ -1,4 +1,4 @@
-"""What passes between the driver of a trial and the processes that train it."""
+"""Messages between a trial's driver and the processes that train it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import ray
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Passes a driver's orders to every rank, and what came of them back.
+    """Passes a driver's orders to every rank, and outcomes back.
 
-    All is pickled by whoever gives it: to read it, the board would have to load all that trials need.
+    Both are pickled by their senders, so that the board need not import what trials need.
     """
 
     def __init__(self, ranks: int) -> None:

@@ -19,8 +19,8 @@ def make_bracket(evaluations: int, grace: int, reduction_factor: int) -> AsyncHy
     """Make one method's bracket.
 
     Arguments:
-        evaluations: most evaluations a trial of the method makes.
-        grace: evaluations no trial is stopped before.
+        evaluations: the most that a trial of the method makes.
+        grace: evaluations before a trial may be stopped.
         reduction_factor: one trial in this many passes a rung.
     """
     return AsyncHyperBandScheduler(
@@ -53,25 +53,25 @@ class MethodBrackets(FIFOScheduler):
 
     Arguments:
         brackets: one per method.
-        purse: stops a method's trials once it has spent all it may.
+        purse: stops a method's trials once the method has spent its budget.
     """
 
     def __init__(self, brackets: Mapping[str, TrialScheduler], purse: Purse | None = None) -> None:
         super().__init__()
         self._brackets = dict(brackets)
         self._purse = purse
-        self._turns: dict[str, int] = {}  # of trials, by Tune's id, in the order suggested
+        self._turns: dict[str, int] = {}  # positions in the order suggested, by Tune's id
         self._stopped: set[str] = set()  # by Tune's id
 
     def _bracket(self, trial: Trial) -> TrialScheduler:
         assignment = Assignment.from_config(trial.config)
-        # Trials that confirm run to their end.
+        # Trials of the confirm phase are never stopped early.
         return self._brackets[assignment.method] if assignment.phase == "search" else FIFOScheduler()
 
     def replay(self, method: str, trial_id: str, objectives: Sequence[float]) -> None:
-        """Tell a method's bracket the curve of a trial of an interrupted run: objectives by evaluation.
+        """Replay the objectives of a trial of an interrupted run, in order of evaluation, to its bracket.
 
-        The trial may go on: a bracket knows it by the same name.
+        The trial may continue: the bracket knows it by this id, not by Tune's.
         """
         bracket = self._brackets[method]
         trial, controller = _named(trial_id), cast(TuneController, None)
@@ -88,7 +88,7 @@ class MethodBrackets(FIFOScheduler):
         self._bracket(trial).on_trial_add(tune_controller, _known(trial))
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        # FIFOScheduler would look at every trial there ever was, at each step of Tune's.
+        # At each of Tune's steps, FIFOScheduler would look at all trials, ended ones included.
         live = tune_controller.get_live_trials()
         waiting = [
             trial
@@ -102,7 +102,8 @@ class MethodBrackets(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = self._bracket(trial).on_trial_result(tune_controller, _known(trial), result)
-        # A trial whose worker dies before it is stopped makes its evaluation again, which the rung has seen.
+        # Remembered: if the worker dies before its trial is stopped, the trial repeats an evaluation, and the
+        # rung, which decides once per trial, would let it continue.
         if decision == TrialScheduler.STOP:
             self._stopped.add(trial.trial_id)
         is_over = trial.trial_id in self._stopped or self._has_spent_all(trial, result)
@@ -129,11 +130,11 @@ class MethodBrackets(FIFOScheduler):
 
 
 def _is_starting(trial: Trial, tune_controller: Any) -> bool:
-    """Say whether a worker process starts for a trial already.
+    """Say whether a worker process is already starting for a trial.
 
-    If it were chosen to run, Tune would give it the next warm worker and end that process. Where trials are
-    shorter than the start of a process, one process after another would so be started in vain, and a slot
-    stay idle.
+    If the trial were chosen to run, Tune would give it the next warm worker and end that process. If trials
+    are shorter than the start of a process, one process after another would be started in vain, and a slot
+    would stay idle.
     """
     tune = tune_controller._tune_controller  # the wrapper that schedulers get hides this
     worker = tune._trial_to_actor.get(trial)
@@ -141,7 +142,7 @@ def _is_starting(trial: Trial, tune_controller: Any) -> bool:
 
 
 def _known(trial: Trial) -> Trial:
-    """Return what a bracket is told of one of Tune's trials: it looks at a trial's id only."""
+    """Return the stand-in that a bracket gets for one of Tune's trials: it reads only the id."""
     return _named(Assignment.from_config(trial.config).trial_id)
 
 

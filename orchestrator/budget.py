@@ -1,4 +1,4 @@
-"""A purse per method: what its trials may spend in the search, in seconds of training or trained examples."""
+"""A purse per method: what its trials may spend in the search phase, in training seconds or examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainables.trial import Evaluation
 
 
 class Purse:
-    """Keeps account of every method's spending. One purse is as large as another.
+    """Accounts for what each method has spent; all methods may spend the same.
 
     Arguments:
         budget: what is counted, and how much of it a method may spend.
@@ -27,12 +27,12 @@ class Purse:
         self._spent: dict[str, float] = defaultdict(float)
 
     def note(self, method: str, trial: str, report: Mapping[str, Any]) -> None:
-        """Take in what a trial of a method has spent so far."""
+        """Record what a trial of a method has spent so far."""
         if POINT in report:
             self._note(method, trial, report[POINT])
 
     def replay(self, trial: TrialHistory) -> None:
-        """Take in what a trial of an interrupted run had spent."""
+        """Record what a trial of an interrupted run had spent."""
         if trial.curve:
             self._note(trial.spec.method, trial.spec.trial_id, trial.curve[-1])
 

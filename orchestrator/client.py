@@ -1,4 +1,4 @@
-"""A run started from outside its cluster (``ray://``): it runs on the head, and what it prints comes here."""
+"""Runs started from outside their cluster (``ray://``): the command runs on the head and prints here."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from orchestrator.errors import ExperimentError
 
 
 def run_on_head(options: argparse.Namespace, report: Callable[[str], object]) -> int:
-    """Run a command line on the head of the cluster at its address and return the exit status there.
+    """Run a command line on the head of the cluster that it names and return the exit status.
 
-    The experiment's file goes along. Whatever else it names is the head's: data, models, storage.
+    The experiment's file is sent along. Everything else it names is the head's: data, models, storage.
 
     Arguments:
         options: the command line.
-        report: is given what it prints.
+        report: is given what the command prints.
 
     Raises:
         ExperimentError: if the cluster cannot be joined, or the file cannot be read.
     """
     connect(options.address)
-    # Its output is waited for in one thread, so that it can be interrupted in another.
+    # One thread waits for output; the other can interrupt the command meanwhile.
     on_head = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}, "max_concurrency": 2}
     command: Any = ray.remote(Command).options(**on_head).remote(*_command_line(options))
     waiting = command.read.remote()
@@ -48,11 +48,11 @@ def run_on_head(options: argparse.Namespace, report: Callable[[str], object]) ->
 
 
 class Command:
-    """The command as a process of the head: a driver like any other, which journals and can be interrupted.
+    """The command as a process on the head: an ordinary driver, which journals and can be interrupted.
 
     Arguments:
         arguments: what follows ``python -m orchestrator.run``.
-        files: texts by the names under which arguments know them.
+        files: contents of files, by the names that the arguments use.
     """
 
     def __init__(self, arguments: Sequence[str], files: dict[str, str]) -> None:
@@ -67,7 +67,7 @@ class Command:
         self._output = self._process.stdout.fileno()
 
     def read(self) -> bytes:
-        """Wait for what the command prints next; nothing is its end."""
+        """Wait for the command's next output and return it; empty once the command has ended."""
         return os.read(self._output, 1 << 16)
 
     def interrupt(self) -> None:
@@ -75,7 +75,7 @@ class Command:
         self._process.send_signal(signal.SIGINT)
 
     def status(self) -> int:
-        """Return its exit status."""
+        """Wait for the command to end and return its exit status."""
         return self._process.wait()
 
 

@@ -37,47 +37,47 @@ ADDRESSES = (
 GIVE_TOKEN = "set RAY_AUTH_MODE=token and put it into ~/.ray/auth_token"
 
 WORKER_ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # of several, glibc 2.36 passes on the first only
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # glibc 2.36 passes on only the first of several
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
 }
-"""What libraries of workers read as they start, unless it is set already.
+"""Variables that workers' libraries read as they start; those that are set already are kept.
 
-The C library (glibc's manual, 'Memory Allocation Tunables') else gives a step's memory back to the kernel and
-gets it again, page by page, at the next step; with these it keeps it, in huge pages, until the trial ends.
-oneDNN else remembers 1,024 of the matrix products that it has prepared, which batches of many lengths exceed.
-docs/performance.md has what they are worth.
+By default, the C library (glibc's manual, 'Memory Allocation Tunables') returns a step's memory to the kernel
+and requests it again, page by page, at the next step; with these it keeps the memory, in huge pages, until
+the trial ends. oneDNN by default caches 1,024 prepared matrix products, which batches of many lengths exceed.
+docs/performance.md says what the variables are worth.
 """
 
 PACKAGES = ("orchestrator", "results", "search_spaces", "trainables")
-"""What workers need of the project."""
+"""The project's packages that workers need."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What trials run on."""
+    """The Ray cluster that trials run on."""
 
     nodes: tuple[Node, ...]
-    is_joined: bool  # it was there before the run, and may get or lose nodes meanwhile
+    is_joined: bool  # existed before the run, and may gain or lose nodes during it
     dashboard: str | None  # address of the Ray dashboard's page
 
     def slots(self, experiment: Experiment) -> int:
-        """Say how many trials run at once on the nodes that are there."""
+        """Return how many trials run at once on the present nodes."""
         resources = experiment.resources
         fits = sum(node.slots(resources) for node in self.nodes) // resources.workers_per_trial
         fits *= resources.pack_size
         return max(1, min(fits, resources.max_concurrent or fits))
 
     def unused(self, experiment: Experiment) -> str | None:
-        """Say that there are GPUs and no trial asks for one."""
+        """Return a message if there are GPUs and no trial asks for one."""
         gpus = sum(node.gpus for node in self.nodes)
         if not gpus or experiment.resources.gpus_per_trial:
             return None
         return f"trials train on CPUs, and {gpus:g} GPUs are not used; resources: auto would share them"
 
     def limit(self, experiment: Experiment) -> int | None:
-        """Return the most trials at once; None is what there is room for, which changes with the nodes."""
+        """Return the most trials at once; None if that depends on the nodes, which come and go."""
         return None if self.is_joined else self.slots(experiment)
 
 
@@ -91,13 +91,13 @@ def connect(address: str | None) -> Cluster:
         ExperimentError: if it cannot be joined.
     """
     where, address = _where(address)
-    # What workers print comes here, and so to the run's log.
+    # Workers' output ends up in the run's log, without colors.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if address is None:
-        # Every port on loopback, as Ray has it on macOS and Windows; elsewhere it would let others in.
+        # Keep every port on loopback, as Ray does on macOS and Windows; on Linux, others could connect.
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.update(_worker_environment())
-        # 'local' starts one beside any that runs here already, as on the head of a cluster.
+        # 'local' starts a new cluster even if one runs here already, as on a cluster's head.
         context = ray.init("local", log_to_driver=True, logging_level=logging.ERROR)
     else:
         _check_address(where, address)
@@ -121,18 +121,18 @@ def _join(address: str) -> Any:
     try:
         return join()
     except ConnectionAbortedError:
-        # For a program from outside, Ray 2.60 forks a process beside gRPC's threads, which may die at once:
-        # one in fifteen did, where GRPC_ENABLE_FORK_SUPPORT=0 was not set as our cluster files have it.
+        # For a ray:// client, Ray 2.60 forks a process while gRPC's threads run. It may die at once: one in
+        # fifteen did, unless GRPC_ENABLE_FORK_SUPPORT=0 was set, as in our cluster files.
         return join()
 
 
 def names_cluster(address: str | None) -> bool:
-    """Say whether a run joins a cluster, and so does not know its resources before."""
+    """Say whether a run joins a cluster, whose resources are unknown until then."""
     return _where(address)[1] is not None
 
 
 def _where(address: str | None) -> tuple[str, str | None]:
-    """Return what messages name as the place of an address, and the address."""
+    """Return how messages name the source of an address, and the address, if any."""
     if address is not None:
         return f"--address {address}", address
     variable = os.environ.get("RAY_ADDRESS")
@@ -140,7 +140,7 @@ def _where(address: str | None) -> tuple[str, str | None]:
 
 
 def _check_address(where: str, address: str) -> None:
-    """Find out at once what Ray would try for a minute or more: whether anything is there to join."""
+    """Refuse an address at once if there is nothing to join; Ray would retry for a minute or more."""
     if address != "auto":
         try:
             parts = urlsplit(address if "://" in address else f"//{address}")
@@ -158,19 +158,19 @@ def _check_address(where: str, address: str) -> None:
 
 
 def _check_token(address: str) -> None:
-    """Find out at once what Ray would try again for a minute or more: whether this program is let in.
+    """Check at once that the cluster lets this program in; Ray would retry for a minute or more.
 
     Raises:
         AuthenticationError: if it does not.
     """
     if "://" not in address:
         ensure_token_if_auth_enabled(create_token_if_missing=False)
-        with suppress(RpcError):  # of one that is slow to answer, which Ray waits for
+        with suppress(RpcError):  # from a cluster that is slow to answer, which Ray waits for
             GcsClient(address=canonicalize_bootstrap_address_or_die(address))
 
 
 def _runtime_env() -> dict[str, Any]:
-    """Return what carries the project's code to the workers, and what they start with."""
+    """Return the runtime environment that gives workers the project's code and their variables."""
     environment = {"env_vars": _worker_environment()}
     if _job_working_dir():
         return environment
@@ -183,7 +183,7 @@ def _worker_environment() -> dict[str, str]:
 
 
 def _job_working_dir() -> str | None:
-    """Return the working directory that a submitted job, if this is one, has brought along."""
+    """Return the working directory that was uploaded with this job, if it is a submitted one."""
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     working_dir: str | None = (job.get("runtime_env") or {}).get("working_dir")
     return working_dir

@@ -1,4 +1,4 @@
-"""A comparison, from the first trial to the report. Whoever only checks or plans one need not import this."""
+"""A comparison, from the first trial to the report; dry runs do not import this module."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from trainables.embedded import cache_directory
 
 
 def run_comparison(beginning: Beginning, mirror: Mirror | None, console: Console) -> int:
-    """Search, confirm, show what came out, and return the exit status.
+    """Run both phases, print the results, write the report and return the exit status.
 
     Arguments:
-        beginning: what it begins with; the experiment's run directory is there.
-        mirror: keeps the copy at the run's URI, if it has one.
-        console: is told what a person shall see.
+        beginning: what the run starts with; its run directory exists.
+        mirror: uploads the run to its URI, if it has one.
+        console: is told what the user should see.
 
     Raises:
-        KeyboardInterrupt: if the run did not come to its end.
+        KeyboardInterrupt: if not all trials have ended.
     """
     experiment = beginning.experiment
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -54,7 +54,7 @@ def run_comparison(beginning: Beginning, mirror: Mirror | None, console: Console
     finally:
         ray.shutdown()
     here, spent = [trial for trial in trials.values() if trial.starts_after(started)], None
-    if here and not cluster.is_joined:  # whose nodes come and go
+    if here and not cluster.is_joined:  # nodes of a joined cluster come and go
         slots = math.ceil(cluster.slots(experiment) / experiment.resources.pack_size)
         spent = time_spent(here, slots, started, time.time() - started)
     return _show(experiment, is_whole, spent, console, say)
@@ -67,7 +67,7 @@ def _train(
     console: Console,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, TrialHistory], bool]:
-    """Run all trials; return what is known of them, and whether all have ended."""
+    """Run all trials; return their histories by trial id, and whether all have ended."""
     experiment, prepared, earlier = beginning.experiment, beginning.prepared, beginning.earlier
     directory, done = experiment.run_directory, earlier.finished
     concurrent = cluster.limit(experiment)
@@ -93,7 +93,7 @@ def _show(
     experiment: Experiment, is_whole: bool, spent: str | None, console: Console, say: Callable[[str], None]
 ) -> int:
     """Print the result set and write the report; return the exit status."""
-    # Imported here: what draws and tests takes a second to import, in which trials could have begun.
+    # Imported here: plots and statistics take a second to import, which would delay the first trial.
     from results import load
     from results.report import write_report
     from results.show import render

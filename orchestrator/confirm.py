@@ -9,12 +9,12 @@ from orchestrator.history import TrialHistory, best_of
 
 
 def confirm_trials(searched: Sequence[TrialHistory], method: str, seeds: int) -> list[Assignment]:
-    """Say which trials confirm the search of a method. Methods share their seeds.
+    """Return the trials of a method's confirm phase. All methods share their seeds.
 
     Arguments:
-        searched: trials of the search, of any method.
-        method: one of which no trial ended well has nothing to confirm.
-        seeds: trials.
+        searched: trials of the search phase, of any method.
+        method: has no confirm trials if none of its trials ended well.
+        seeds: number of trials, each with a seed of its own.
     """
     best = best_of(trial for trial in searched if trial.spec.method == method)
     if not best:

@@ -1,4 +1,4 @@
-"""What a user can put right, said before any work is done."""
+"""Errors that a user can fix, reported before any work is done."""
 
 from __future__ import annotations
 

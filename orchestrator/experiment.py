@@ -37,19 +37,19 @@ from trainables.settings import (
 from trainables.trial import TrialSpec
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-"""Names of methods begin names of files."""
+"""What a method's name may be: file names begin with it."""
 
 ALIKE = ("evaluations_per_epoch",)
-"""What methods cannot have of their own: more evaluations would be more chances to be the best by luck."""
+"""Settings that no method may override: more evaluations are more chances to be the best by luck."""
 
 LARGEST = 2**63 - 1
-"""What a column of integers holds."""
+"""The largest integer that a column of the result set holds."""
 
 DEFAULT_METHODS = ("head", "full", "lora", "dora", "qlora")
 
 
 class MethodEntry(BaseModel):
-    """One entry of ``methods``: its kind and the search space that replaces parts of the default one."""
+    """One entry of ``methods``: its kind, and what replaces parts of the default search space."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -62,7 +62,7 @@ class MethodEntry(BaseModel):
 
     @cached_property
     def space(self) -> dict[str, BaseDistribution]:
-        """All searched or fixed hyperparameters."""
+        """The distributions of all hyperparameters, searched or fixed."""
         return {
             **default_space(self.kind),
             **{name: _parse_hyperparameter(name, value) for name, value in self.overrides.items()},
@@ -122,7 +122,7 @@ class Experiment(Settings):
     @model_validator(mode="before")
     @classmethod
     def _name_kinds(cls, values: Any) -> Any:
-        """Let an entry's name be its kind; an empty entry is the default one."""
+        """Take an entry's name as its kind if it gives none; an empty entry takes all defaults."""
         if not isinstance(values, Mapping) or not isinstance(values.get("methods"), Mapping):
             return values
         entries = {
@@ -173,19 +173,19 @@ class Experiment(Settings):
 
     @property
     def uri(self) -> str | None:
-        """The URI of the run, where its storage is one."""
+        """The run's URI; None if its storage is a path."""
         return below(self.storage, self.name) if is_uri(self.storage) else None
 
     @property
     def run_directory(self) -> Path:
-        """The directory that the experiment owns, absolute; the driver's copy of it, where it has a URI."""
+        """The absolute path of the experiment's own directory; for a run at a URI, of the driver's copy."""
         if self.uri:
             return local_copy(self.uri)
         return (Path(self.storage).expanduser() / self.name).absolute()
 
     @property
     def location(self) -> str:
-        """Where a person finds the run."""
+        """Where users find the run: its URI or absolute path."""
         return self.uri or str(self.run_directory)
 
     def space(self, method: str) -> dict[str, BaseDistribution]:
@@ -203,7 +203,7 @@ class Experiment(Settings):
     def values_of(self, method: str, name: str) -> tuple[Any, ...]:
         """Return the choices of a method's hyperparameter, or both ends of its range.
 
-        One that is not searched has the value that methods share; one that the method does not have, none.
+        If it is not in the search space, return the value that methods share, or nothing if they share none.
         """
         space = self.space(method)
         if name in space:
@@ -211,11 +211,11 @@ class Experiment(Settings):
         return (getattr(self.training, name),) if name in TrainingDefaults.model_fields else ()
 
     def most_evaluations(self, method: str) -> int:
-        """Return the evaluations of a method's longest trial."""
+        """Return the number of evaluations of a method's longest trial."""
         return int(max(self.values_of(method, "epochs"))) * self.training.evaluations_per_epoch
 
     def trial_spec(self, assignment: Assignment) -> TrialSpec:
-        """Return what a trial is made of.
+        """Return the specification of a trial.
 
         Its seed comes from its identity alone. In the confirm phase all methods have the same seeds.
         """
@@ -244,13 +244,13 @@ class Experiment(Settings):
 
 
 def local_copy(uri: str) -> Path:
-    """Return where this machine keeps its copy of a run while it is its driver."""
+    """Return where a driver on this machine keeps its copy of a run at a URI."""
     digest = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()
     return cache_directory() / "runs" / digest[:16] / name_and_parent(uri)[0]
 
 
 def derive_seed(*parts: object) -> int:
-    """Hash an identity to a seed of 32 bits, the same on every machine."""
+    """Hash an identity to a 32-bit seed, the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
@@ -260,7 +260,7 @@ def _parse_hyperparameter(name: str, value: object) -> BaseDistribution:
 
 
 def _check_values(kind: str, name: str, value: object) -> None:
-    """Check every choice, or both ends of a range, as the method's or the training's settings would."""
+    """Check every choice, or both ends of a range, against the method's or the training settings."""
     for choice in extremes(_parse_hyperparameter(name, value)):
         if isinstance(choice, int) and abs(choice) > LARGEST:
             raise ValueError(f"expected a number of at most {LARGEST}, got {choice}")

@@ -1,4 +1,4 @@
-"""From the memory that trials hold to the resources that one asks for: plain arithmetic."""
+"""The resources that each trial asks for, from measured memory: plain arithmetic."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from orchestrator.reservations import RAY_PARTS
 from trainables.probe import Peak
 
 MARGIN = 0.1
-"""Of what was measured, kept free on top of it: allocators fragment, and a probe is short."""
+"""What is added to measured memory, as a fraction: allocators fragment, and a probe is short."""
 
 MOST_PER_GPU = 64
-"""Trials on one GPU; from a hundred on, a fraction rounded to Ray's parts would let one more in."""
+"""The most trials on one GPU; from 110 on, a fraction rounded down to Ray's unit may let one more in."""
 
 
 LESS_MEMORY = "set or lower training.micro_batch_size, or lower data.max_length or its largest rank"
-"""What to do where a trial needs too much."""
+"""Advice for a trial that needs too much."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Fit:
     """What every trial asks for: enough for the hungriest method."""
 
     gpus_per_trial: float
-    memory_per_trial: int | None  # bytes of main memory; null where it could not be measured
+    memory_per_trial: int | None  # bytes of main memory; None if it could not be measured
 
 
 def fit(peaks: Mapping[str, Peak], node_memory: float) -> Fit:
-    """Say what a trial must ask for so that as many share a GPU and a node's memory as fit.
+    """Return what each trial must ask for, so that as many as fit share a GPU and a node's memory.
 
-    All methods ask for the same. Tune gives a warm worker to a trial of the same resources only; with
-    methods taking turns, others would start a new process for every trial.
+    All methods ask for the same: Tune gives a warm worker only to a trial that asks for as much as its last,
+    and methods take turns, so every trial would otherwise start a new process.
 
     Arguments:
-        peaks: of each method.
+        peaks: measured peaks, by method.
         node_memory: bytes that the largest node has for workers.
 
     Raises:
@@ -57,7 +57,7 @@ def fit(peaks: Mapping[str, Peak], node_memory: float) -> Fit:
 
 
 def with_margin(held: int) -> int:
-    """Return the bytes to set aside for what was measured."""
+    """Return the bytes to reserve for a trial that held ``held`` bytes."""
     return math.ceil(held * (1 + MARGIN))
 
 

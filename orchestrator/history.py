@@ -1,4 +1,4 @@
-"""What is known of a trial so far, wherever it is known from: its reports, or its journal record."""
+"""What is known of a trial so far, from its reports or its journal record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrialHistory:
 
     @property
     def best(self) -> Evaluation | None:
-        """The evaluation whose checkpoint was kept."""
+        """The best evaluation so far; None before the first one."""
         return next((point for point in reversed(self.curve) if point.is_best), None)
 
     def starts_after(self, time: float) -> bool:
@@ -41,7 +41,7 @@ class TrialHistory:
 
     @property
     def test(self) -> TestOutcome | None:
-        """What the test split said, in the confirm phase."""
+        """The outcome on the test split after a confirm trial's last evaluation; else None."""
         return self.curve[-1].test if self.curve else None
 
     @property
@@ -51,12 +51,12 @@ class TrialHistory:
 
     @property
     def objective(self) -> float | None:
-        """Best validation accuracy of a trial that ended well; None of any other."""
+        """Best validation accuracy of a trial that ended well; None for any other."""
         return self.best_so_far[-1] if self.curve and self.status in ENDED_WELL else None
 
     @property
     def learned(self) -> float | None:
-        """What the study learns of the ended trial; None where the program failed, not the trial."""
+        """What the study learns from the ended trial; None if the program failed, not the trial."""
         return learned(self.status, self.objective)
 
     @property
@@ -69,17 +69,17 @@ class TrialHistory:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier process has left of the trials of a run."""
+    """The trials of a run that an earlier process began."""
 
     finished: Sequence[TrialHistory] = ()  # kept as they are
-    unfinished: Sequence[TrialHistory] = ()  # go on from the last evaluation of their curves
+    unfinished: Sequence[TrialHistory] = ()  # continue from the last evaluation of their curves
 
 
 NOTHING: Final = Earlier()
-"""What is known of the trials of a run that begins."""
+"""The earlier trials of a new run: none."""
 
 
 def best_of(trials: Iterable[TrialHistory], count: int = 1) -> list[TrialHistory]:
-    """Return the best of trials, the very best first; only trials that ended well are in question."""
+    """Return the ``count`` best of the trials that ended well, the best first."""
     worthy = [trial for trial in trials if trial.objective is not None]
     return sorted(worthy, key=lambda trial: trial.standing)[:count]

@@ -1,4 +1,4 @@
-"""As many suggestions at once as the cluster has room for at the moment."""
+"""Limits concurrent suggestions to what the cluster has room for at the moment."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from orchestrator.settings import ResourceSettings
 class RoomLimiter(ConcurrencyLimiter):
     """Limit a searcher by the nodes that are there or that the autoscaler may add, counted anew each time.
 
-    ``max_concurrent`` of the resources may be less.
-
-    Suggestions wait for room, as with a fixed limit: each has the results of all that ended before it.
+    ``max_concurrent`` of the resources may lower the limit. Suggestions wait for room, as with a fixed limit,
+    so that each one can use the results of all trials that ended before it.
     """
 
     def __init__(self, searcher: Searcher, resources: ResourceSettings) -> None:

@@ -1,4 +1,4 @@
-"""An experiment from a YAML file and the command line, with every problem gathered."""
+"""Reads an experiment from a YAML file and the command line, and gathers every problem."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ DEMO: Mapping[str, Any] = {
 
 
 MOST_VALUES, MOST_LEVELS = 100_000, 30
-"""What a YAML text may hold, once its aliases are spelled out."""
+"""The most that a YAML text may hold, with its aliases expanded."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML in which no key stands twice, and ``1e-5`` is a number."""
+    """Reads YAML whose keys are text, each of them given once."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -66,7 +66,7 @@ def load_experiment(
     Arguments:
         file: YAML file; None is the built-in comparison.
         overrides: ``dotted.key=value`` with a YAML value, in order.
-        methods: keep these of the experiment's methods only.
+        methods: keep only these of the experiment's methods.
         name: replaces the experiment's name.
 
     Raises:
@@ -76,7 +76,7 @@ def load_experiment(
 
 
 def place_of(file: Path | None) -> str:
-    """Return what messages name as the place of an experiment's settings."""
+    """Return how messages name the source of an experiment's settings."""
     return str(file or "built-in experiment")
 
 
@@ -86,10 +86,10 @@ def load_continued(
     """Return the experiment that a continued run becomes: the recorded one or a file's, with overrides.
 
     Arguments:
-        recorded: what it was.
-        file: YAML file; None is what it was.
+        recorded: what the run was.
+        file: YAML file; None is the recorded experiment.
         overrides: ``dotted.key=value`` with a YAML value, in order.
-        methods: keep these of the experiment's methods only.
+        methods: keep only these of the experiment's methods.
 
     Raises:
         ExperimentError: with all problems found.
@@ -155,27 +155,27 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark else ""
         raise ExperimentError([f"{where}:{line} not valid YAML: {error.problem}"]) from None
-    except Exception as error:  # a tag such as !!int makes PyYAML raise what Python happens to raise
+    except Exception as error:  # for a bad value of a tag such as !!int, PyYAML lets any error through
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ExperimentError([f"{where}: not valid YAML: {reason}"]) from None
 
 
 def _check_extent(node: yaml.Node) -> None:
-    """Refuse nesting and aliases that no experiment needs, before they are spelled out.
+    """Refuse nesting and aliases that no experiment needs, before they are expanded.
 
     Raises:
-        ValueError: if there is too much.
+        ValueError: if there are too many levels or values.
     """
-    sizes: dict[int, int] = {}  # of nodes, with what their aliases stand for
+    sizes: dict[int, int] = {}  # values in each node, aliases expanded, by id of the node
 
     def size(node: yaml.Node, depth: int) -> int:
         if depth > MOST_LEVELS:
             raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
         if isinstance(node, yaml.ScalarNode):
-            node.value.encode()  # "\\uD800" is no text
+            node.value.encode()  # fails for half a character, such as "\\uD800"
             return 1
         if id(node) not in sizes:
-            sizes[id(node)] = MOST_VALUES + 1  # should it hold itself
+            sizes[id(node)] = MOST_VALUES + 1  # in case it contains itself
             parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else [pair])]
             sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
         return sizes[id(node)]
@@ -232,7 +232,7 @@ def _lines(error: ValidationError) -> list[str]:
         elif kind == "value_error":
             problems = message.removeprefix("Value error, ").splitlines()
             lines += [f"{key}.{problem}" if key else problem for problem in problems]
-        elif kind == "string_pattern_mismatch":  # of a name, which names a directory
+        elif kind == "string_pattern_mismatch":  # of the experiment's name, which is a directory's
             lines.append(
                 f"{key}: expected letters, digits, '.', '_' and '-', beginning with a letter or a digit, got"
                 f" {detail['input'][:80]!r}"
@@ -244,7 +244,7 @@ def _lines(error: ValidationError) -> list[str]:
 
 
 def _hint(location: Sequence[str]) -> str:
-    """Name the keys known beside an unknown one, and the one probably meant."""
+    """List the keys that an unknown one could have been, and suggest the one probably meant."""
     settings: type[BaseModel] = Experiment
     for part in location[:-1]:
         annotation = settings.model_fields[part].annotation

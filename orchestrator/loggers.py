@@ -28,17 +28,17 @@ from orchestrator.secrets import redact
 from trainables.trial import Evaluation
 
 PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
-"""What each setting of ``logging`` needs."""
+"""The Python package that each setting of ``logging`` needs."""
 
 
 def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> None:
     """Refuse logging that cannot work.
 
     Arguments:
-        experiment: what asks for it.
-        where: what messages name as the place of the settings.
-        reach: also see whether the loggers' servers and credentials are there. MLflow's experiment is
-            made by that.
+        experiment: has the ``logging`` settings.
+        where: how messages name the source of the settings.
+        reach: also check that the loggers' servers and credentials are there, which creates MLflow's
+            experiment.
 
     Raises:
         ExperimentError: naming every logger that cannot work, and why.
@@ -65,7 +65,7 @@ def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> Non
 
 
 def _knock(address: str) -> None:
-    """Raise OSError if nothing listens at a web address; MLflow itself would try again for four minutes."""
+    """Raise OSError if nothing listens at a web address; MLflow itself would retry for four minutes."""
     url = urlsplit(address)
     if url.scheme in ("http", "https") and url.hostname:
         port = url.port or {"http": 80, "https": 443}[url.scheme]
@@ -84,7 +84,7 @@ def make_loggers(
         experiment: what runs.
         directory: of the run.
         report: is told when a logger fails.
-        going_on: trials that an earlier process had begun, and logged so far.
+        going_on: trials that an earlier process began and logged, and that continue.
     """
     logged = {trial.spec.trial_id for trial in going_on if trial.curve}
     return [
@@ -134,18 +134,18 @@ class ShownTrial:
 
 
 class Relay(Callback):
-    """Tell one of Tune's loggers of trials and evaluations, in flat names and numbers.
+    """Pass trials and evaluations on to one of Tune's loggers, as flat names and numbers.
 
-    It is told in a thread of its own, so that a slow server holds up no trial. An error ends what is logged
-    there and nothing else: the result set has everything.
+    The logger runs in a thread of its own, so that a slow server delays no trial. An error ends this logger
+    and nothing else: the result set has everything.
 
     Arguments:
         name: the setting of ``logging``.
         logger: one of Tune's.
         experiment: what runs.
-        directory: has what the logger writes, below it a directory per trial.
+        directory: for the logger's files, in a subdirectory per trial.
         report: is told of the first error.
-        logged: trials that were logged up to where they go on.
+        logged: ids of trials that were logged up to where they continue.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Relay(Callback):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give Tune's state files nothing: a run is continued from its journal."""
+        """Keep out of Tune's state files: a run is continued from its journal."""
         return {}
 
     def setup(self, **info: Any) -> None:  # type: ignore[override]
@@ -176,7 +176,7 @@ class Relay(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if trial.trial_id in self._running:
-            return  # its worker died, and another one goes on
+            return  # its worker died, and another one continues it
         assignment = Assignment.from_config(trial.config)
         spec = self._experiment.trial_spec(assignment)
         config = {"method": spec.method, "phase": assignment.phase, "seed": spec.seed}
@@ -187,7 +187,7 @@ class Relay(Callback):
             {**config, **assignment.hyperparameters},
         )
         self._running[trial.trial_id] = shown
-        # What a trial wrote that was interrupted and runs again is not its curve.
+        # A trial that starts over must not keep the curve of its interrupted run.
         if spec.trial_id not in self._logged:
             self._tell(shutil.rmtree, shown.directory, True)
         self._tell(self._logger.log_trial_start, shown)
@@ -234,7 +234,7 @@ class Relay(Callback):
 
 
 def flat_numbers(point: Evaluation) -> dict[str, float]:
-    """Return the numbers of an evaluation by the names of their columns; loggers count optimizer steps."""
+    """Return an evaluation's numbers by column; the iteration that loggers show is the optimizer step."""
     numbers = {name: getattr(point, name) for name in (*CURVE_COLUMNS, "examples_per_second")}
     if point.test is not None:
         test = point.test

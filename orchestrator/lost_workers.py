@@ -1,8 +1,8 @@
-"""Any way to lose a worker costs its trial a try, and never the experiment.
+"""However a worker is lost, it costs its trial a try, and never the experiment.
 
-Ray Tune 2.60 knows two kinds of errors of a worker: one that its code raised, and a ``RayActorError``. A
-worker that Ray's memory monitor has ended comes back as neither, and Tune ends the whole experiment for it,
-or, where the worker was still starting, fails its trial with pages of advice; there is no setting for that.
+Ray Tune 2.60 knows two kinds of worker errors: those that the worker's code raised, and ``RayActorError``. A
+worker that Ray's memory monitor killed raises neither: Tune then ends the whole experiment or, if the worker
+was still starting, fails its trial with pages of advice. No setting changes that.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 OUT_OF_MEMORY = "ran out of memory"
-"""What the error of a worker says that Ray has ended because of the memory of its machine."""
+"""Text in the error of a worker that Ray killed because its machine ran out of memory."""
 
 START_AGAIN_SECONDS = 2.0
-"""Between a worker that was lost before it began and the next try: what hindered it may have passed by then.
+"""Pause before the next try if a worker was lost while it started: the cause may have passed by then.
 
-Without a pause tries take a quarter of a second each, and a moment without memory fails trial after trial.
+Without it, tries take a quarter of a second each, and a moment without memory fails trial after trial.
 """
 
 _task_failed = RayActorManager._actor_task_failed
@@ -28,7 +28,7 @@ _start_failed = RayActorManager._actor_start_failed
 
 
 def count_lost_workers() -> None:
-    """Have Tune take every worker that is lost for an actor that has died."""
+    """Make Tune treat every lost worker as an actor that died."""
     RayActorManager._actor_task_failed = _task_failed_or_lost  # type: ignore[method-assign]
     RayActorManager._actor_start_failed = _start_failed_or_lost  # type: ignore[method-assign]
 

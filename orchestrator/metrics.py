@@ -1,4 +1,4 @@
-"""A run's Prometheus metrics. Ray's agent of each node serves them, with ``ray_`` before their names."""
+"""A run's Prometheus metrics. The Ray agent on each node serves them, with ``ray_`` before their names."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ PER_TRIAL: Final[Mapping[str, tuple[str, Callable[[Evaluation], float | None]]]]
         lambda point: point.peak_memory_bytes,
     ),
 }
-"""What a running trial exports: a description, and the number from its last evaluation."""
+"""The metrics of a running trial: a description, and how to get the number from its last evaluation."""
 
 REFRESH_SECONDS = 5.0
-"""Ray forgets a value after it has exported it, every 10 s."""
+"""Values are set again this often: Ray exports them every 10 s, and then forgets them."""
 
 
 class TrialMetrics:
     """Export the last evaluation of every running trial, and how many trials have each status.
 
-    What is not set again disappears from Ray's export within half a minute, so only running trials are
-    set again and again, and the series of thousands of ended trials cost nothing; Prometheus keeps them.
+    A value that is not set again disappears from Ray's export within half a minute. That happens to those of
+    ended trials, so that thousands of them cost nothing; Prometheus keeps their series.
 
     Arguments:
         experiment: what runs.
@@ -76,7 +76,7 @@ class TrialMetrics:
         self._thread.join()
 
     def changed(self, trial: TrialHistory) -> None:
-        """Take in a trial's newest state."""
+        """Record a trial's newest state."""
         self._tally.note(trial)
         self._export(trial)
 

@@ -1,4 +1,4 @@
-"""A run whose storage is a URI: its driver works on a local copy, and a thread carries over what changes."""
+"""Runs at a URI: the driver works on a local copy, and a thread uploads what changes."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from results.store import TRIALS_FILE, read_journal
 
 COPY_EVERY_SECONDS = 1.0
 LARGE_BYTES, COPY_SHARE = 1 << 20, 0.05
-"""A larger file, such as a log, is carried over more rarely where that would take more of the time."""
+"""Larger files, such as logs, are uploaded less often if that would take more than this share of the time."""
 BEAT_SECONDS = 20.0
-"""How often a driver says that it is there."""
+"""Time between a driver's signs of life."""
 SILENT_SECONDS = 90.0
-"""A driver that has said nothing for so long is gone."""
+"""A driver without a sign of life for this long is gone."""
 CLAIM_SECONDS = 60.0
-"""How long a run waits for its storage before it begins."""
+"""How long a run waits for its storage before it starts."""
 AT_ONCE = 8
-"""Files that are carried over at once."""
+"""Files that are uploaded or downloaded at once."""
 
 DRIVER_FILE: Final = "driver.json"
-"""At the URI: which driver runs there, written again and again."""
+"""At the URI: which driver runs there, with its last sign of life."""
 TOKEN_FILE: Final = ".token"
-"""In the local copy: which driver it is the copy of."""
+"""In the local copy: the token of the driver whose copy it is."""
 WORKERS_OWN: Final = ("checkpoints", "states")
-"""Directories of a run that workers write, at the URI alone."""
+"""Directories of a run that workers write, which are only at the URI."""
 TUNES_OWN: Final = "ray"
-"""The directory of a run that has Tune's own files, which nobody else needs."""
+"""The directory of Tune's own files, which stay here because nobody else needs them."""
 
 
 class Stamp(NamedTuple):
-    """What changes when a file does."""
+    """Attributes of a file, one of which changes when the file does."""
 
     modified: int  # ns
     size: int
@@ -56,16 +56,16 @@ class Stamp(NamedTuple):
 
 
 class Mirror:
-    """Carry over what changes in a run's local copy, while it runs.
+    """Upload what changes in a run's local copy, while it runs.
 
-    An outage holds up nothing: what has changed meanwhile is carried over when it ends. What the run drops is
-    removed after what has changed is there, so that no record names what is not there any more.
+    An outage holds up nothing: what changes meanwhile is uploaded when it ends. What the run drops is removed
+    after all changes are uploaded, so that no record names what is no longer there.
 
     Arguments:
         directory: the local copy.
         uri: where the run is stored.
-        known: of a run that goes on, the files that are there already, and their stamps in the copy; None is
-            one that differs.
+        known: for a run that continues, the files at the URI and their stamps in the copy, as :func:`fetch`
+            returns them; None for a new run.
     """
 
     def __init__(self, directory: Path, uri: str, known: Mapping[str, Stamp | None] | None = None) -> None:
@@ -73,7 +73,7 @@ class Mirror:
         self._remote = RemoteDirectory(uri)
         self._is_new = known is None
         self._known = dict(known or {})
-        self._due: dict[str, float] = {}  # when each may be carried over again
+        self._due: dict[str, float] = {}  # when each file may be uploaded again
         self._dropped: list[str] = []
         self._lock = Lock()
         self._done = Event()
@@ -84,13 +84,13 @@ class Mirror:
         self._thread = Thread(target=self._follow, name="mirror", daemon=True)
 
     def start(self, report: Callable[[str], None]) -> None:
-        """Claim the run, and carry over from now on.
+        """Claim the run and start to upload.
 
         Arguments:
             report: is told when the storage begins to fail, and when it works again.
 
         Raises:
-            ExperimentError: if the storage cannot be written, or a new run would take another one's place.
+            ExperimentError: if the storage cannot be written, or has another run where a new one should be.
         """
         self._report = report
         try:
@@ -104,12 +104,12 @@ class Mirror:
         self._thread.start()
 
     def drop(self, name: str) -> None:
-        """Remove a directory of the workers, such as ``checkpoints/lora-003``, there."""
+        """Have a directory of the workers, such as ``checkpoints/lora-003``, removed from the URI."""
         with self._lock:
             self._dropped.append(name)
 
     def changed(self, trial: TrialHistory) -> None:
-        """Keep what a trial writes that begins anew, whatever was to be dropped of one with its name."""
+        """Keep the directories of a trial that starts over, even if they were to be dropped."""
         if trial.status == "running" and self._dropped:
             with self._lock:
                 self._dropped = [name for name in self._dropped if Path(name).name != trial.spec.trial_id]
@@ -119,17 +119,17 @@ class Mirror:
             return name in self._dropped
 
     def finish(self, report: Callable[[str], None]) -> bool:
-        """Carry over the rest, for as long as it takes, and remove the local copy; say whether all is there.
+        """Upload the rest, however long it takes, and remove the local copy; say whether all is uploaded.
 
-        Interrupted, it leaves the copy, from which ``--resume`` goes on.
+        If interrupted, leave the copy, from which ``--resume`` continues.
         """
         if not self._beaten_at:
-            return False  # it has not begun
+            return False  # it was not started
         self._report = report
         try:
             self._done.set()
             self._thread.join()
-            self._is_failing = False  # said again, in other words
+            self._is_failing = False  # an outage is reported again, in other words
             pause = FIRST_PAUSE
             while not self._is_taken and not self._try():
                 time.sleep(pause)
@@ -154,12 +154,12 @@ class Mirror:
             pause = COPY_EVERY_SECONDS if self._try() else min(2 * pause, LONGEST_PAUSE)
 
     def _try(self) -> bool:
-        """Carry over once; say whether all is there, and when that changes tell the person."""
+        """Upload once; say whether that worked, and report when it begins to fail or works again."""
         try:
             self._beat()
             if not self._is_taken:
                 self.copy()
-        except Exception as error:  # each filesystem of fsspec's has its own
+        except Exception as error:  # each of fsspec's filesystems has errors of its own
             if not self._is_failing:
                 until_then = (
                     f"waiting until it can; Ctrl-C stops waiting and leaves the rest in {self._directory}"
@@ -175,7 +175,7 @@ class Mirror:
         return True
 
     def copy(self) -> None:
-        """Carry over, once, what is new, and remove what is gone."""
+        """Upload what is new or changed, and remove what is gone."""
         with self._lock:
             dropped = list(self._dropped)
         found = dict(_scan(self._directory))
@@ -187,7 +187,7 @@ class Mirror:
             for name in changed
             if is_last or found[name].size < LARGE_BYTES or self._due.get(name, now) <= now
         ]
-        # The table of trials comes last, as in a snapshot: no trial stands there without its other rows.
+        # The table of trials comes last, as in a snapshot: it has no trial without its other rows.
         last = [name for name in due if name == TRIALS_FILE]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for names in ([name for name in due if name not in last], last):
@@ -197,7 +197,7 @@ class Mirror:
             for name in pool.map(self._remove, gone):
                 del self._known[name]
             if len(due) < len(changed):
-                return  # what is to be dropped may be named in what has not been carried over
+                return  # files that are not uploaded yet may name what is to be dropped
             list(pool.map(self._remote.remove_directory, filter(self._is_dropped, dropped)))
         with self._lock:
             self._dropped = [name for name in self._dropped if name not in dropped]
@@ -207,7 +207,7 @@ class Mirror:
         try:
             self._remote.upload(self._directory / name, name)
         except OSError:
-            if (self._directory / name).exists():  # else it is removed there, next time
+            if (self._directory / name).exists():  # else the next call removes it there
                 raise
         ended = time.monotonic()
         self._due[name] = ended + (ended - started) / COPY_SHARE
@@ -218,7 +218,7 @@ class Mirror:
         return name
 
     def _beat(self) -> None:
-        """Say that this driver is there; stop, if another one says so."""
+        """Give a sign of life; end the run if another driver has taken it over."""
         if self._beaten_at and time.monotonic() - self._beaten_at < BEAT_SECONDS:
             return
         other = _driver(self._remote)
@@ -238,7 +238,7 @@ class Mirror:
 
 
 def _scan(directory: Path) -> Iterator[tuple[str, Stamp]]:
-    """Find the files that are carried over: none that begins with a dot, as unfinished ones do."""
+    """Find the files to upload: none whose name begins with a dot, as those of unfinished ones do."""
     for above, directories, files in os.walk(directory):
         is_top = Path(above) == directory
         skipped = (*WORKERS_OWN, TUNES_OWN) if is_top else ()
@@ -268,14 +268,16 @@ def _driver(remote: RemoteDirectory) -> dict[str, str] | None:
 
 
 def fetch(uri: str, directory: Path, tidies: bool = True) -> dict[str, Stamp | None]:
-    """Make the local copy of a run that is to be continued, and return what a mirror need not carry over.
+    """Make the local copy of a run that is to be continued.
 
-    Where this machine ran it last, its own copy is the newest, and stays. Of the workers' states only the
-    names are fetched, below ``states/``. What a driver that died had still to remove is removed, and states
-    that are newer than their trial's record, where ``tidies`` says so.
+    If this machine ran it last, its own copy is the newest, and stays. Of the workers' states only the names
+    are fetched, as directories in ``states/``. ``tidies`` removes from the URI what a driver that died still
+    had to remove, and states that are newer than their trial's record.
+
+    Returns the files that are at the URI, with their stamps in the copy; None for one that may differ.
 
     Raises:
-        ExperimentError: if the storage cannot be read, what it has is no run, or another machine runs it.
+        ExperimentError: if the storage cannot be read or holds no run, or another machine runs it.
     """
     try:
         remote = RemoteDirectory(uri)
@@ -296,14 +298,14 @@ def fetch(uri: str, directory: Path, tidies: bool = True) -> dict[str, Stamp | N
 
 
 def _is_newest(directory: Path, remote: RemoteDirectory) -> bool:
-    """Say whether a local copy is that of the last driver, or of one whose run never reached the storage."""
+    """Say whether a local copy is the last driver's, or one whose run never reached the storage."""
     token = directory / TOKEN_FILE
     said = _driver(remote)
     return token.exists() and (said["token"] == token.read_text() if said else not remote.exists())
 
 
 def _clear(directory: Path) -> None:
-    """Empty a local copy, but for the lock that is held."""
+    """Empty a local copy, except for the lock that is held."""
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -312,7 +314,7 @@ def _clear(directory: Path) -> None:
 
 
 def _check_silent(directory: Path, remote: RemoteDirectory) -> None:
-    """Refuse a run that a driver on another machine runs; on this one, the lock of the copy tells."""
+    """Refuse a run whose driver runs on another machine; on this one, the copy's lock tells."""
     said = _driver(remote)
     if said is None or (said["host"], said["copy"]) == (socket.gethostname(), str(directory)):
         return
@@ -327,7 +329,7 @@ def _check_silent(directory: Path, remote: RemoteDirectory) -> None:
 
 
 def _tidy(directory: Path, remote: RemoteDirectory | None, files: Iterable[str]) -> None:
-    """Remove what no record knows of the workers' files, and note the names of the states that stay."""
+    """Remove workers' files that belong to no record, and list the states that stay as directories."""
     shutil.rmtree(directory / "states", ignore_errors=True)
     records = {str(record.trial["trial_id"]): record for record in read_journal(directory)}
     parts = [file.split("/") for file in files]

@@ -15,7 +15,7 @@ from ray._private.utils import get_num_cpus
 from orchestrator.settings import ResourceSettings
 
 GPU_TYPE = "accelerator_type:"
-"""What Ray puts before the type of a node's GPUs, among its resources."""
+"""The prefix of the Ray resource that names the type of a node's GPUs."""
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where ``ray up`` leaves the cluster's configuration on the head."""
@@ -28,12 +28,12 @@ class Node:
     name: str
     cpus: float
     gpus: float
-    memory: float = math.inf  # bytes for workers, the object store apart; infinite until Ray runs there
+    memory: float = math.inf  # bytes for workers, without the object store; infinite until Ray runs there
     gpu_type: str | None = None  # as Ray calls it, such as A100
 
     @classmethod
     def of(cls, name: str, resources: Mapping[str, float]) -> Node:
-        """Describe a node by what Ray calls its resources."""
+        """Describe a node from its resources, as Ray names them."""
         types = [key.removeprefix(GPU_TYPE) for key in resources if key.startswith(GPU_TYPE)]
         return cls(
             name,
@@ -44,11 +44,11 @@ class Node:
         )
 
     def slots(self, resources: ResourceSettings) -> int:
-        """Say how many workers of trials, or packs of them, it has room for at once."""
+        """Return how many workers of trials, or packs, the node has room for at once."""
         fits = [int(self.cpus / resources.cpus_per_trial + 1e-9)]
         if resources.gpus_per_trial:
             asked = resources.gpus_per_trial
-            if asked < 1:  # a share of one GPU: Ray splits none over two
+            if asked < 1:  # a share of one GPU, never of two
                 fits.append(int(self.gpus) * int(1 / asked + 1e-9))
             else:
                 fits.append(int(self.gpus / asked + 1e-9))
@@ -59,12 +59,12 @@ class Node:
 
 def this_machine() -> Node:
     """Describe the machine that Ray will be started on."""
-    # A container may have fewer CPUs than the machine; Ray counts those.
+    # Counted as Ray does: a container may have fewer CPUs than the machine.
     return Node("this machine", float(get_num_cpus()), float(torch.cuda.device_count()))
 
 
 def alive_nodes() -> tuple[Node, ...]:
-    """Describe the nodes of the cluster that was joined."""
+    """Describe the nodes of the cluster that this process is connected to."""
     return tuple(
         Node.of(node["NodeManagerAddress"], {"memory": 0.0, **node["Resources"]})
         for node in ray.nodes()
@@ -73,7 +73,7 @@ def alive_nodes() -> tuple[Node, ...]:
 
 
 def node_types() -> tuple[Node, ...]:
-    """Describe all nodes the autoscaler may have, if this is the head of a cluster that ``ray up`` made."""
+    """Describe all nodes that the autoscaler may start, if this is the head of a ``ray up`` cluster."""
     file = BOOTSTRAP.expanduser()
     if not file.is_file():
         return ()
@@ -87,6 +87,6 @@ def node_types() -> tuple[Node, ...]:
 
 
 def room(resources: ResourceSettings) -> int:
-    """Say how many trials fit the cluster that was joined, as it is or as large as it may grow."""
+    """Return how many trials fit on the cluster, as it is or as large as it may grow; at least one pack."""
     workers = (sum(node.slots(resources) for node in nodes) for nodes in (alive_nodes(), node_types()))
     return max(1, max(workers) // resources.workers_per_trial) * resources.pack_size

@@ -1,4 +1,4 @@
-"""A run directory has one driver at a time."""
+"""Creates run directories, and gives each one driver at a time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LOCK_FILE = ".driver.lock"
 
 
 def make_run_directory(experiment: Experiment, where: str) -> None:
-    """Make the experiment's directory, which from the first says what it belongs to.
+    """Make the experiment's directory, which has its ``experiment.json`` from the start.
 
     Raises:
-        ExperimentError: if it is there already, or cannot be made.
+        ExperimentError: if it exists already, or cannot be made.
     """
     directory = experiment.run_directory
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.new")
@@ -39,16 +39,16 @@ def make_run_directory(experiment: Experiment, where: str) -> None:
 
 
 def write_experiment(experiment: Experiment, directory: Path) -> None:
-    """Write down, in one step, which experiment a run directory belongs to."""
+    """Write, atomically, the experiment that a run directory belongs to."""
     replace_file(directory / "experiment.json", f"{experiment.model_dump_json(indent=2)}\n".encode())
 
 
 @contextmanager
 def only_driver(directory: Path) -> Iterator[None]:
-    """Hold a run directory while this process runs its trials; a process that dies lets go of it.
+    """Lock a run directory while this process runs its trials; if it dies, the lock is released.
 
     Raises:
-        ExperimentError: if another process holds it.
+        ExperimentError: if another process holds the lock.
     """
     lock = FileLock(directory / LOCK_FILE)
     try:

@@ -1,4 +1,4 @@
-"""The process of a pack: one thread trains, others wait for what workers have ordered."""
+"""The process of a pack: one thread trains, the others wait for the results of workers' orders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainables.pack import Outcome, Pack
 
 @dataclass
 class _Order:
-    """What a worker waits for."""
+    """A worker's order, and the result that it waits for."""
 
     worker: int
     verb: str
@@ -34,12 +34,12 @@ class _Order:
 class PackProcess:
     """Trains the trials of several workers side by side.
 
-    A worker that is gone, as Tune has it where a trial hangs, loses its seat and its trial; the trial goes
-    on from its last state with another worker.
+    A worker that is gone, such as one killed because its trial hangs, loses its seat and its trial; the trial
+    continues from its last state with another worker.
 
     Arguments:
         inputs: what trials read.
-        size: workers that have a seat.
+        size: number of seats.
     """
 
     def __init__(self, inputs: Inputs, size: int) -> None:
@@ -52,16 +52,16 @@ class PackProcess:
         self._advancing: dict[str, _Order] = {}  # by the trial's id
         self._last_order: dict[int, _Order] = {}
         self._taken: set[int] = set()
-        self._lock = Lock()  # of what both kinds of threads touch: the seats that are taken
+        self._lock = Lock()  # guards the taken seats: Ray calls from several threads
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         Thread(target=self._run, daemon=True).start()
 
     def seat(self, worker: int) -> bool:
-        """Say whether a worker gets a seat; those of workers that are gone are free."""
+        """Give a worker a seat if one is free, and say whether it was; workers that are gone free theirs."""
         with self._lock:
             gone = {one for one in self._taken if not _is_alive(one)}
             if any(self._hangs(one) for one in gone):
-                os._exit(1)  # the others' workers notice, and go on in another pack
+                os._exit(1)  # the other workers notice, and continue in another pack
             self._taken -= gone
             if len(self._taken) == self._size:
                 return False
@@ -69,7 +69,7 @@ class PackProcess:
             return True
 
     def _hangs(self, worker: int) -> bool:
-        """Say whether a worker has waited for as long as none should."""
+        """Say whether a worker has waited longer than ``resources.trial_timeout``."""
         order = self._last_order.get(worker)
         return (
             self._timeout is not None
@@ -79,24 +79,24 @@ class PackProcess:
         )
 
     def order(self, worker: int, verb: str, *arguments: Any) -> Any:
-        """Have done for a worker's trial what a :class:`TrialProcess` does, and wait for it."""
+        """Have the training thread ``begin``, ``advance`` or ``close`` a worker's trial, and wait for it."""
         order = self._last_order[worker] = _Order(worker, verb, arguments)
         self._orders.put(order)
         return order.result.result()
 
     def _run(self) -> None:
-        """Train, and do what is ordered as soon as it is."""
+        """Train, and carry out orders as they come."""
         try:
             while True:
                 self._turn()
-        except BaseException:  # after some errors CUDA does nothing any more, such as taking a trial out
+        except BaseException:  # after some errors CUDA cannot even take a trial out
             traceback.print_exc()
-            os._exit(1)  # else workers would wait for ever; they notice, and go on in another pack
+            os._exit(1)  # workers, which else would wait forever, continue in another pack
 
     def _turn(self) -> None:
-        """Do what has been ordered, and train for a while.
+        """Carry out all orders, and train for a while.
 
-        What it returns from is forgotten: the error of a trial holds the memory of the step that failed.
+        A function of its own, so that its variables go: a trial's error holds the memory of the failed step.
         """
         try:
             while True:
@@ -121,7 +121,7 @@ class PackProcess:
         worker, trial = order.worker, assignment.trial_id
         self._leave_those_gone()
         for one in [one for one, its in self._trials.items() if one == worker or its == trial]:
-            self._let_go(one)  # a trial that goes on with another worker is this one's
+            self._let_go(one)  # a trial that continues with this worker leaves its old one
         if worker not in self._seats:
             self._seats[worker] = TrialProcess(self._inputs)
         process = self._seats[worker]
@@ -142,7 +142,7 @@ class PackProcess:
             process.close()
 
     def _tell(self, trial: str, outcome: Outcome) -> None:
-        """Give a worker what it waits for."""
+        """Give a worker the outcome that it waits for."""
         result = self._advancing.pop(trial).result
         if isinstance(outcome, Evaluation):
             result.set_result(outcome)
@@ -151,7 +151,7 @@ class PackProcess:
             told: Failure = failure(outcome)
         except ProcessDiedError as error:
             print(f"{trial}: {error}; the process of its pack ends", flush=True)
-            os._exit(1)  # what one trial has come to, all would
+            os._exit(1)  # what happened to one trial would happen to all
         except OSError as error:
             result.set_exception(error)
         else:

@@ -1,7 +1,7 @@
-"""Trials that share a process: to Tune each is an ordinary trial, whose worker passes all on to a pack.
+"""Trials that share a process: to Tune each is an ordinary trial, whose worker forwards all to a pack.
 
-A pack is an actor of its own, and the workers of its trials hold the resources that it uses, a part each.
-What is imported here is what such a worker imports: nothing that trains.
+A pack is an actor of its own; the workers of its trials hold the resources that it uses, a part each. They
+import this module, which therefore imports nothing that trains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.worker import Inputs
 
 ANSWER_SECONDS = 30
-"""How long a pack may take to say whether it has a seat: no training is waited for."""
+"""How long a pack may take to say whether it has a seat; the answer does not wait for training."""
 
 
 class PackedTrialWorker(TrialShell):
@@ -51,7 +51,7 @@ class Seat:
     def begin(self, assignment: Assignment) -> Start:
         try:
             return self._order("begin", assignment)
-        except ProcessDiedError:  # while this worker had no trial, or another one's
+        except ProcessDiedError:  # the pack has died since this worker's last trial
             self._sit_down()
             return self._order("begin", assignment)
 
@@ -69,7 +69,7 @@ class Seat:
 
 
 def open_packs(inputs: Inputs, resources: ResourceSettings) -> Any:
-    """Start the actor that gives workers their seats; packs and it end with the run."""
+    """Start the actor that gives workers their seats; it and the packs end with the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return Packs.options(scheduling_strategy=here).remote(  # type: ignore[attr-defined]  # an actor
         [ray.put(inputs)], resources.pack_size
@@ -78,10 +78,10 @@ def open_packs(inputs: Inputs, resources: ResourceSettings) -> Any:
 
 @ray.remote(num_cpus=0)
 class Packs:
-    """Gives workers seats in packs of their node and GPU, and starts a pack where all seats are taken.
+    """Gives workers seats in packs on their node and GPU, and starts a pack if all seats are taken.
 
     Arguments:
-        inputs: a reference to the inputs, in a list, so that it is not followed here.
+        inputs: a reference to the inputs, in a list so that Ray does not fetch them here.
         size: seats of a pack.
     """
 
@@ -92,7 +92,7 @@ class Packs:
         self._one_at_a_time = asyncio.Lock()
 
     async def seat(self, node: str, gpus: str, worker: int) -> Any:
-        """Return a pack that has a seat for a worker.
+        """Give a worker a seat, and return the actor of its pack.
 
         Arguments:
             node: id of the worker's node.
@@ -109,7 +109,7 @@ class Packs:
                     ray.kill(pack)
                     packs.remove(pack)
             pack = PackActor.options(  # type: ignore[attr-defined]  # an actor
-                # An order of each worker, and a question for a seat.
+                # An order and a request for a seat from each worker.
                 max_concurrency=2 * self._size + 1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             ).remote(self._inputs, self._size, gpus)
@@ -120,7 +120,7 @@ class Packs:
 
 @ray.remote(num_cpus=0)
 class PackActor:
-    """The process of a pack. Only here is imported what trains."""
+    """The process of a pack, which alone imports what trains."""
 
     def __init__(self, inputs: list[ray.ObjectRef[Inputs]], size: int, gpus: str) -> None:
         if gpus:

@@ -29,11 +29,11 @@ from orchestrator.studies import MethodStudies, make_studies
 from orchestrator.worker import Inputs
 
 TUNE_ENVIRONMENT = {
-    # Ours are the only loggers and the only reports; the metric is absent from the result of a failed trial.
+    # We have loggers and reports of our own; the result of a failed trial lacks the metric.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "600",
-    # A run is continued from its journal alone; Tune would write its own state anew every ten seconds.
+    # A run is continued from its journal alone; Tune would rewrite its own state every ten seconds.
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -41,12 +41,12 @@ TUNE_ENVIRONMENT = {
 
 
 class Phases(Searcher):
-    """Suggest the trials of the search; those that confirm a method follow once its search has ended.
+    """Suggest the trials of both phases; a method's confirm phase follows once its search has ended.
 
     Arguments:
-        studies: of the search.
+        studies: of the search phase.
         recorder: knows how trials ended, and which trials an earlier process had begun.
-        seeds: of the confirm phase.
+        seeds: number of seeds in the confirm phase.
     """
 
     def __init__(self, studies: MethodStudies, recorder: Recorder, seeds: int) -> None:
@@ -54,7 +54,7 @@ class Phases(Searcher):
         self._studies = studies
         self._recorder = recorder
         self._seeds = seeds
-        self._unconfirmed = list(studies.methods)  # whose search has not ended
+        self._unconfirmed = list(studies.methods)  # methods whose search has not ended
         self._waiting: list[Assignment] = []
         self._confirming: set[str] = set()  # by Tune's id
 
@@ -76,13 +76,13 @@ class Phases(Searcher):
         if self._waiting:
             self._confirming.add(trial_id)
             return self._waiting.pop(0).to_config()
-        # A trial that runs may be the last of its method's search.
+        # A running trial may be the last of its method's search.
         return None if self._unconfirmed else Searcher.FINISHED
 
     def _plan_confirmation(self) -> None:
-        """Find the methods whose search has ended, and what is missing of their confirmation.
+        """Queue what is missing from the confirm phase of methods whose search has ended.
 
-        Trials that confirm what is not the best any more, as after a search has grown, are forgotten.
+        Confirm trials of what is no longer the best, as after a search has grown, are forgotten.
         """
         for method in [one for one in self._unconfirmed if self._studies.has_ended(one)]:
             self._unconfirmed.remove(method)
@@ -119,19 +119,19 @@ class Phases(Searcher):
 def run_phases(
     inputs: Inputs, recorder: Recorder, concurrent: int | None, callbacks: Sequence[tune.Callback] = ()
 ) -> bool:
-    """Run the trials of both phases to their end, or until they are interrupted; say whether all have ended.
+    """Run the trials of both phases until they end or are interrupted; say whether all have ended.
 
     Arguments:
         inputs: what trials read.
-        recorder: journals what trials report. What has ended already is not run again, what had begun goes
-            on: studies, brackets and purses are told.
+        recorder: journals what trials report. Of the earlier trials it knows, those that ended do not run
+            again and the others continue; studies, brackets and purse are told of all.
         concurrent: most trials at once; None is what the cluster has room for. Suggestions wait for a free
             slot, so that with one slot each study has seen all its earlier results, and the run is
             deterministic.
-        callbacks: are told of trials besides the recorder.
+        callbacks: Tune callbacks besides the recorder.
     """
     os.environ.update(TUNE_ENVIRONMENT)
-    # Tune would give workers the driver's, in a way that each node's log and the dashboard show.
+    # Tune would pass the driver's secrets to workers, and each node's log and the dashboard would show them.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
     count_lost_workers()
     experiment, resources = inputs.experiment, inputs.experiment.resources
@@ -169,7 +169,7 @@ def run_phases(
 def _replay(
     recorder: Recorder, studies: MethodStudies, brackets: MethodBrackets, purse: Purse | None
 ) -> None:
-    """Tell studies, brackets and purse what an earlier process found in the search."""
+    """Tell studies, brackets and purse what an earlier process found in the search phase."""
     finished, unfinished = recorder.of_phase("search"), recorder.unfinished("search")
     studies.replay(
         ((trial.assignment, trial.learned) for trial in finished),
@@ -182,7 +182,7 @@ def _replay(
 
 
 def _worker(inputs: Inputs) -> type[tune.Trainable]:
-    """Return what Tune starts for a trial: a process that trains, or one that drives those that do."""
+    """Return the trainable that Tune starts for a trial: one that trains, or drives the processes that do."""
     resources = inputs.experiment.resources
     if resources.pack_size > 1:
         return tune.with_parameters(PackedTrialWorker, packs=open_packs(inputs, resources))
@@ -193,7 +193,7 @@ def _worker(inputs: Inputs) -> type[tune.Trainable]:
 
 @contextmanager
 def _own_interrupts() -> Iterator[None]:
-    """Have Ctrl-C mean after the block what it meant before: Tune catches it for a run that is over, too."""
+    """Restore the handler of Ctrl-C after the block: Tune would go on catching it after its run."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

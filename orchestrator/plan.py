@@ -31,7 +31,7 @@ class MethodPlan:
 
 
 def render(beginning: Beginning) -> Group:
-    """Show what would begin, with what ``resources: auto`` has measured."""
+    """Render the plan of a run, with what ``resources: auto`` has measured."""
     experiment, prepared, fitted = beginning.experiment, beginning.prepared, beginning.fitted
     table = Table(title=f"Plan of {experiment.name}: nothing has been run", title_justify="left")
     table.add_column("method")

@@ -1,4 +1,4 @@
-"""Dataset and base weights, read once; every problem is found before Ray starts."""
+"""Reads the dataset and base weights once, and finds every problem with them before any trial starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.quantization import with_quantized
 
 @dataclass(frozen=True)
 class Prepared:
-    """What trials share."""
+    """What all trials share."""
 
     base: BaseModel
     data: TokenizedData
@@ -30,8 +30,8 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
 
     Arguments:
         experiment: what to prepare.
-        report: is told what takes long.
-        where: what messages name as the place of the settings, such as the YAML file.
+        report: is told of steps that take long, and of examples that splits share.
+        where: how messages name the source of the settings, such as the YAML file.
 
     Raises:
         ExperimentError: with all problems of data, model and target modules.
@@ -65,10 +65,10 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
 
 
 def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -> None:
-    """Refuse data or a base model that is not what a recorded trial had.
+    """Refuse data or a base model other than those of a recorded trial.
 
     Raises:
-        ExperimentError: naming what is another now.
+        ExperimentError: naming what has changed.
     """
     now = {
         "dataset_fingerprint": prepared.data.fingerprint,
@@ -85,7 +85,7 @@ def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -
 
 
 def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputError]:
-    """Find what methods ask for and the model does not have."""
+    """Find settings of methods that the model does not support."""
     model = build_model(base, seed=0)
     problems = []
     for method in experiment.methods:

@@ -1,4 +1,4 @@
-"""``resources: auto``: every method's hungriest trial is tried where trials will run, before any runs."""
+"""``resources: auto``: tries every method's hungriest trial where trials will run, before any runs."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from trainables.probe import Peak, probe
 from trainables.trial import TrialSpec, describe, failure_status
 
 LARGER_IS_HUNGRIER = ("rank", "batch_size", "micro_batch_size", "evaluation_batch_size", "dropout")
-"""Numbers that a trial's memory grows with; null is as many as there are."""
+"""Hyperparameters that a trial's memory grows with; null is larger than any number."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was measured, and what follows from it."""
+    """Measured memory, and the resources that follow from it."""
 
     experiment: Experiment  # with the resources that follow
-    peaks: Mapping[str, Peak]  # of each method
+    peaks: Mapping[str, Peak]  # by method
     at_once: int  # trials, on the cluster as it is
 
     @property
     def lines(self) -> list[str]:
-        """Both, in words."""
+        """What was measured and what follows, in words."""
         resources = self.experiment.resources
         peaks = [f"{method} {_words(peak)}" for method, peak in self.peaks.items()]
         asks = f"{resources.cpus_per_trial:g} CPUs"
@@ -62,17 +62,17 @@ def fit_resources(
         experiment: with ``resources: auto``.
         prepared: what trials share.
         cluster: where they will run.
-        report: is told what takes long.
-        where: what messages name as the place of the settings.
+        report: is told of steps that take long.
+        where: how messages name the source of the settings.
 
     Raises:
-        ExperimentError: naming the methods that do not fit, or unlike GPUs.
+        ExperimentError: naming the methods that do not fit or whose probe failed, or GPUs of several types.
     """
     _check_alike((*cluster.nodes, *node_types()), where)
     report(f"resources: auto: measuring {', '.join(experiment.methods)}, each in a process of its own")
     try:
         peaks = _probe_all(share(experiment, prepared, experiment.run_directory), prepared, cluster)
-        nodes = alive_nodes()  # a probe may have been waited for by a node that joined
+        nodes = alive_nodes()  # a node may have joined because a probe waited for it
         found = fit(peaks, max(node.memory for node in nodes))
     except ExperimentError as error:
         raise ExperimentError([f"{where}: {problem}" for problem in error.problems]) from None
@@ -124,16 +124,16 @@ def heaviest_trial(experiment: Experiment, base: BaseModel, method: str) -> Tria
 
 
 def _probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel) -> Peak:
-    """Probe in a process that has imported what a trial's worker imports: all that this module does."""
+    """Probe in a process that has imported this module, and so all that a trial's worker imports."""
     on_gpu = ray.get_gpu_ids() and torch.cuda.is_available()
     return probe(spec, data, test, base, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
-    """Probe in a worker process of its own, which ends with it.
+    """Probe in a worker process of its own, which ends afterwards.
 
     Raises:
-        ExperimentError: saying what became of it.
+        ExperimentError: if the probe failed, saying how.
     """
     remote: Any = ray.remote(
         num_cpus=inputs.experiment.resources.cpus_per_trial,

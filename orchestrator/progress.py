@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live table, or plain lines where there is no terminal."""
+"""What the user at the terminal sees: a live table, or plain lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from results.schema import ENDED_WELL, FAILED
 
 
 class Display:
-    """Show a search while it runs.
+    """Show both phases while they run.
 
     Arguments:
-        console: where to.
+        console: where it is shown.
         experiment: what runs.
         finished: trials that need not run again.
     """
@@ -56,7 +56,7 @@ class Display:
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
-            # What others print goes to the log, and Live would bring it back here.
+            # Other output goes to the log, and Live would bring it back here.
             self._live = Live(
                 get_renderable=self._view,
                 console=self._console,
@@ -72,7 +72,7 @@ class Display:
             self._live.stop()
 
     def changed(self, trial: TrialHistory) -> None:
-        """Take in a trial's newest state."""
+        """Record a trial's newest state."""
         self._note(trial)
         self._progress.update(self._task, completed=round(sum(map(self._done, self._methods)), 2))
         if not self._live and trial.status != "running":
@@ -100,7 +100,7 @@ class Display:
         return getattr(trial.curve[-1], self._budget.unit) if self._budget.unit and trial.curve else 0.0
 
     def _done(self, method: str) -> float:
-        """Return a method's work done, in trials; a purse is worth as many as were planned without one."""
+        """Return a method's work done, in trials; a whole purse counts as the trials planned without one."""
         search, confirm = (self._work(method, phase) for phase in ("search", "confirm"))
         if self._budget.unit:
             search = self._planned * min(1.0, self._spent[method] / self._budget.limit)
@@ -160,10 +160,10 @@ def time_spent(trials: Sequence[TrialHistory], slots: int, started: float, secon
     """Say where ``slots x seconds`` went, as fractions.
 
     Arguments:
-        trials: all trials of the phase.
-        slots: trials that ran at once.
-        started: POSIX time at which the phase started.
-        seconds: wall time of the phase.
+        trials: all trials that ran, of both phases.
+        slots: trials, or packs, that ran at once.
+        started: POSIX time at which the phases started.
+        seconds: wall time since then.
     """
     startup = min(trial.started_at.timestamp() for trial in trials if trial.started_at) - started
     last = [trial.curve[-1] for trial in trials if trial.curve]

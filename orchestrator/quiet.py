@@ -1,4 +1,4 @@
-"""Keep the terminal for what the person there should see."""
+"""Keeps the terminal for what the user should see."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from results.terminal import console
 def quiet(log: BinaryIO) -> Iterator[Console]:
     """Send everything this process and its libraries print to ``log``; yield a console that still shows.
 
-    Ray, transformers and their C++ parts write to the file descriptors, so those are what is moved.
+    Ray, transformers and their C++ parts write to the file descriptors, so those are redirected.
     """
     sys.stdout.flush()
     sys.stderr.flush()

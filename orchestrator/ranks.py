@@ -28,7 +28,7 @@ from trainables.parallel import Group
 from trainables.trial import Evaluation
 
 GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-"""What Ray Train says of a worker that it cannot reach."""
+"""Ray Train's errors for a worker that it cannot reach."""
 
 
 class MultiProcessTrialWorker(TrialWorker):
@@ -39,10 +39,10 @@ class MultiProcessTrialWorker(TrialWorker):
 
 
 class Ranks:
-    """Several processes that are driven like the one :class:`TrialProcess` that each of them is.
+    """Several processes, each with a :class:`TrialProcess`, that are driven like a single one.
 
-    They stay for one trial after another. An error in one of them ends them all, and the next trial starts
-    new ones.
+    They serve one trial after another. An error in one of them ends them all, and the next trial starts new
+    ones.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -82,7 +82,7 @@ class Ranks:
         self._fit.start()
 
     def _rays_directory(self) -> Path:
-        """Return where Ray Train keeps its files; of a run with a URI, only its driver has a directory."""
+        """Return where Ray Train keeps its files; only the driver has the directory of a run at a URI."""
         if self._inputs.experiment.uri:
             return Path(tempfile.gettempdir()) / f"ray-train-{os.getuid()}"
         return self._inputs.directory / "ray"
@@ -97,7 +97,7 @@ class Ranks:
 
 
 def follow(inputs: Inputs, board: Any) -> None:
-    """Do in one process what its driver orders, until there are no more orders."""
+    """Carry out the driver's orders in one of the processes, until there are no more."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     if inputs.experiment.resources.gpus_per_trial:
@@ -111,7 +111,7 @@ def follow(inputs: Inputs, board: Any) -> None:
 
 
 def _fit(trainer: TorchTrainer, board: Any) -> None:
-    """Run the workers till they end; where one fails, tell the driver, which waits for an outcome."""
+    """Run the workers until they end; if one fails, tell the driver, which waits for an outcome."""
     try:
         trainer.fit()
     except Exception as error:
@@ -119,12 +119,12 @@ def _fit(trainer: TorchTrainer, board: Any) -> None:
 
 
 def first_cause(error: Exception) -> Exception:
-    """Return the error that a rank's own code raised, or a ``ProcessDiedError`` where a process is gone."""
+    """Return the error that a rank's own code raised, or a ``ProcessDiedError`` if a process is gone."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     gone = [failure for failure in failures if isinstance(failure, GONE) or _is_between_processes(failure)]
     return failures[0] if failures and not gone else ProcessDiedError(str(error))
 
 
 def _is_between_processes(failure: Exception) -> bool:
-    """Say whether an error is what one process has because another is gone."""
+    """Say whether a process failed only because it lost contact with another."""
     return isinstance(failure, dist.DistError) or "gloo" in str(failure)

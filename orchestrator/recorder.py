@@ -26,29 +26,29 @@ from results.store import Snapshots, drop_checkpoint, remove_record, write_recor
 
 SNAPSHOT_EVERY_SECONDS = 2.0
 SNAPSHOT_SHARE = 0.05
-"""Snapshots are rarer where they would take more than this share of the time."""
+"""Snapshots are rarer if they would take more than this share of the time."""
 WRITE_AGAIN_SECONDS = 1.0
-"""Between two tries to write to a disk that is full, or storage that does not answer."""
+"""Pause between attempts to write to a disk that is full, or storage that does not answer."""
 
 
 class Watcher(Protocol):
-    """Whoever wants to be told when a trial changed: the terminal, metrics, the file of the studies."""
+    """What is told of every change of a trial: the terminal, the metrics, the study journal, the mirror."""
 
     def changed(self, trial: TrialHistory) -> None: ...
 
 
 class Recorder(tune.Callback):
-    """Journal every report at once; snapshot the tables now and then; drop checkpoints that lost.
+    """Journal every report at once, snapshot the tables now and then, and drop checkpoints that lost.
 
     Arguments:
         experiment: what runs.
         provenance: what every row has in common.
         directory: the run directory.
         watchers: are told of every change.
-        report: is told what a person should know at once.
+        report: is told what the user should know at once.
         earlier: trials of the run that an earlier process started.
-        drop: removes what is called ``states/TRIAL`` or ``checkpoints/TRIAL``, where workers do not write it
-            into the run directory.
+        drop: removes ``states/TRIAL`` or ``checkpoints/TRIAL`` where workers write them, if that is not the
+            run directory.
     """
 
     def __init__(
@@ -69,25 +69,25 @@ class Recorder(tune.Callback):
         self._drop = drop or self._drop_here
         self._snapshots = Snapshots(directory, experiment.methods)
         self._next_snapshot = 0.0
-        self._kept_at: dict[str, float] = {}  # when a running trial last had nothing to lose
+        self._kept_at: dict[str, float] = {}  # when the progress of a running trial was last saved
         self._unfinished = {history.spec.trial_id: history for history in earlier.unfinished}
         self.trials = {history.spec.trial_id: history for history in earlier.finished}
-        # Ended trials whose checkpoints are there, by method and phase: winners, and those not yet compared.
+        # Ended trials that have checkpoints, by method and phase: winners, and those not compared yet.
         self._keepers: dict[tuple[str, Phase], set[str]] = defaultdict(set)
         for history in self.trials.values():
             self._keep(history)
-        for state in (directory / "states").glob("*"):  # left by a driver that died as the trial had ended
+        for state in (directory / "states").glob("*"):  # left by a driver that died as the trial ended
             if state.name in self.trials:
                 self._drop(f"states/{state.name}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give Tune's state files nothing: a run is continued from its journal."""
+        """Keep out of Tune's state files: a run is continued from its journal."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = Assignment.from_config(trial.config)
         self._kept_at[assignment.trial_id] = time.monotonic()
-        if assignment.trial_id not in self.trials:  # else another worker goes on with it
+        if assignment.trial_id not in self.trials:  # else another worker continues it
             started = TrialHistory(
                 assignment, self._experiment.trial_spec(assignment), started_at=datetime.now(UTC)
             )
@@ -114,11 +114,11 @@ class Recorder(tune.Callback):
         if POINT not in result:
             return
         history, point = self.trials[Assignment.from_config(trial.config).trial_id], result[POINT]
-        self._kept_at[history.spec.trial_id] = time.monotonic()  # saved as soon as it is asked to go on
+        self._kept_at[history.spec.trial_id] = time.monotonic()  # its worker saves it before it continues
         if DAMAGE in result:
             start = f"evaluation {point.evaluation - 1}" if point.evaluation > 1 else "its beginning"
             self._report(f"{history.spec.trial_id}: {result[DAMAGE]}; it went on from {start}")
-        # A trial that goes on from its last state may make an evaluation again.
+        # A trial that continues from its last state may repeat an evaluation.
         before = [known for known in history.curve if known.evaluation < point.evaluation]
         self._update(replace(history, curve=(*before, point), node=str(result.get("hostname"))))
 
@@ -134,15 +134,15 @@ class Recorder(tune.Callback):
         self._end(trial, _death(error), error)
 
     def of_phase(self, phase: Phase) -> list[TrialHistory]:
-        """Return the trials of a phase, so far as they are known."""
+        """Return the trials of a phase that are running or have ended."""
         return [trial for trial in self.trials.values() if trial.assignment.phase == phase]
 
     def unfinished(self, phase: Phase) -> list[TrialHistory]:
-        """Return the trials of a phase that an earlier process had begun, and that have not gone on yet."""
+        """Return the trials of a phase that an earlier process began and that have not continued yet."""
         return [trial for trial in self._unfinished.values() if trial.assignment.phase == phase]
 
     def forget(self, trials: Iterable[TrialHistory]) -> None:
-        """Remove trials, and all they left."""
+        """Remove trials, with their records, states and checkpoints."""
         for trial in trials:
             key = trial.spec.trial_id
             self._drop(f"states/{key}")
@@ -199,7 +199,7 @@ class Recorder(tune.Callback):
         self._snapshots.changed(history.spec.trial_id)
 
     def _persist(self, write: Callable[[], None]) -> None:
-        """Write, as often as it takes: trials wait meanwhile, so that none ends without a record."""
+        """Retry a write until it succeeds; trials wait meanwhile, so that none ends without a record."""
         is_failing = False
         while True:
             try:
@@ -237,18 +237,18 @@ class Recorder(tune.Callback):
 def _error_of(trial: Trial) -> str:
     """Return why a trial's worker failed the last time."""
     file = trial.error_file
-    # It has all failures of the trial, each below a line that counts it.
+    # The file has all failures of the trial, each below a line with its number.
     text = Path(file).read_text().rpartition("Failure # ")[2].partition("\n")[2].strip() if file else ""
-    # What code of ours raised comes with the worker's traceback, and ends with the error.
+    # An error of our own code comes with the worker's traceback; the last line is the error.
     told = text.splitlines()[-1] if "ray::" in text.partition("\n")[0] else text
     return _clean(told or "the worker process died")
 
 
 def _clean(error: str) -> str:
-    """Return an error's text as it may be shown and written: without secrets, and without half characters."""
+    """Return an error's text as it may be shown and written: without secrets or half characters."""
     return redact(error).encode(errors="replace").decode()
 
 
 def _death(error: str) -> Status:
-    """Return the status of a trial whose worker is gone: out_of_memory where Ray has ended it for that."""
+    """Return the status of a trial whose worker is gone: out_of_memory if Ray killed it for that."""
     return "out_of_memory" if OUT_OF_MEMORY in error else "failed"

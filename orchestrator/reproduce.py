@@ -1,4 +1,4 @@
-"""Train one recorded trial again from its row alone and say whether it came out the same."""
+"""Retrains a recorded trial from its row alone and says whether it comes out the same."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class Reproduction:
 def reproduce(
     run: str, trial_id: str, report: Callable[[str], None], overrides: Sequence[str] = ()
 ) -> Reproduction:
-    """Train the trial again, as many evaluations as were recorded, and compare every one exactly.
+    """Retrain a trial for as many evaluations as were recorded, and compare every one exactly.
 
-    So is what it came to on the test split, if it was judged there.
+    Its outcome on the test split is compared too, if it was judged there.
 
     Arguments:
-        run: its directory, a path or a URI.
-        trial_id: which of its trials.
-        report: is told what takes long.
-        overrides: say whether to trust Python code that comes with its model; its settings do not.
+        run: the run's directory, a path or a URI.
+        trial_id: the trial's.
+        report: is told of steps that take long.
+        overrides: say whether to trust Python code that comes with the model; the recorded settings do not.
 
     Raises:
-        ExperimentError: if there is no such run or trial, its data or base model is another one now, it was
-            not trained alone in one process, or it was trained on a GPU and here is none.
+        ExperimentError: if there is no such run or trial, its data or base model has changed, it was not
+            trained alone in one process, or it was trained on a GPU and there is none here.
     """
     row, curve = _recorded(run, trial_id)
     experiment, spec = _settings(row, run)
@@ -99,7 +99,7 @@ def _check_alone(row: Mapping[str, Any], experiment: Experiment, where: str) -> 
 
 
 def _settings(row: dict[str, Any], where: str) -> tuple[Experiment, TrialSpec]:
-    """Read how a trial was made from its row."""
+    """Read a trial's experiment and specification from its row."""
     try:
         settings = json.loads(row["settings"])
         experiment = Experiment.model_validate(settings["experiment"])

@@ -16,9 +16,9 @@ RAY_PARTS = 10_000
 
 
 def trial_bundles(resources: ResourceSettings) -> list[dict[str, float]]:
-    """Say what Tune reserves for a trial: a bundle for each of its workers, or its part of a pack's.
+    """Return what Tune reserves for a trial: a bundle for each of its workers, or its part of a pack's.
 
-    Of a trial of several workers, the process that drives them comes first and takes nothing.
+    If there are several workers, the first bundle is for the process that drives them, and is empty.
     """
     if resources.workers_per_trial == 1:
         whole, size = worker_resources(resources), resources.pack_size
@@ -27,12 +27,12 @@ def trial_bundles(resources: ResourceSettings) -> list[dict[str, float]]:
 
 
 def _part(amount: float, size: int) -> float:
-    """Divide a resource, rounded down to what Ray counts it in: the parts fit into the whole."""
+    """Divide a resource, rounded down to Ray's unit so that the parts fit into the whole."""
     return amount if size == 1 else math.floor(amount / size * RAY_PARTS) / RAY_PARTS
 
 
 def worker_resources(resources: ResourceSettings) -> dict[str, float]:
-    """Say what each worker of a trial gets."""
+    """Return what each worker of a trial gets, by Ray's names."""
     wanted = {
         "CPU": resources.cpus_per_trial,
         "GPU": resources.gpus_per_trial,
@@ -42,12 +42,12 @@ def worker_resources(resources: ResourceSettings) -> dict[str, float]:
 
 
 def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = "experiment") -> None:
-    """Refuse trials that nodes have no room for. A worker does not spread over several nodes.
+    """Refuse trials that nodes have no room for; a worker cannot span several nodes.
 
     Arguments:
-        experiment: what asks.
+        experiment: has the resources that trials ask for.
         nodes: this machine, or the nodes of a cluster.
-        where: what messages name as the place of the settings.
+        where: how messages name the source of the settings.
 
     Raises:
         ExperimentError: naming what is asked for and what there is.

@@ -1,4 +1,4 @@
-"""Continue a run from its journal: what has ended is kept, what had begun goes on, the rest runs."""
+"""Continues a run from its journal: trials that ended are kept, those that had begun go on, others start."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from results.schema import UNFINISHED
 from results.store import TrialRecord, read_journal
 
 MAY_GROW: Final = ("search.trials", "confirm.seeds", "budget.train_seconds", "budget.examples")
-"""Numbers that may be larger than they were when the run began."""
+"""Settings that may be larger than they were when the run began."""
 
 MAY_CHANGE: Final = ("resources.", "logging.")
-"""What no trial's numbers depend on."""
+"""Sections of settings that no trial's numbers depend on."""
 
 
 def check_owner(directory: Path) -> None:
     """Refuse a run directory that somebody else could have prepared.
 
     Raises:
-        ExperimentError: if it, its experiment or its journal is another user's.
+        ExperimentError: if it, its experiment or its journal belongs to another user.
     """
     files = (directory, directory / "experiment.json", directory / "journal")
     owners = {file.stat().st_uid for file in files if file.exists()} - {os.geteuid()}
@@ -53,7 +53,7 @@ def _user(uid: int) -> str:
 
 
 def run_directory(run: str) -> Path:
-    """Return the directory that a path or a URI names; of a URI, where its driver keeps a copy."""
+    """Return the directory of the run at a path or a URI; for a URI, of its driver's copy."""
     return local_copy(run) if is_uri(run) else Path(run)
 
 
@@ -61,7 +61,7 @@ def read_run(run: str) -> Experiment:
     """Read the experiment that a run directory belongs to.
 
     Raises:
-        ExperimentError: if there is none, or it was moved to another name.
+        ExperimentError: if there is none, it cannot be read, or the directory was renamed.
     """
     directory = run_directory(run)
     file = directory / "experiment.json"
@@ -87,12 +87,13 @@ def read_run(run: str) -> Experiment:
 
 
 def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:
-    """Refuse to continue a run as another experiment than it began as.
+    """Refuse to continue a run as a different experiment.
 
     Arguments:
-        recorded: what the run is.
-        wanted: what it shall be: with more trials, seeds or methods, a larger budget, other resources.
-        where: what messages name as the place of the settings.
+        recorded: what the run was.
+        wanted: what it continues as; it may have more trials, seeds or methods, a larger budget, and other
+            resources and logging.
+        where: how messages name the source of the settings.
 
     Raises:
         ExperimentError: naming every other difference.
@@ -117,12 +118,12 @@ def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:
 
 
 def _has_grown(before: float | None, after: float | None) -> bool:
-    """Say whether a number is larger than it was; one that was not there was another rule."""
+    """Say whether a number has grown; a budget that is set or removed is a different rule."""
     return before is not None and after is not None and before < after
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return values by dotted keys; a list is a value."""
+    """Return nested values by dotted keys; a list counts as a value."""
     leaves = {}
     for key, value in values.items():
         below = _leaves(value, f"{above}{key}.") if isinstance(value, Mapping) else None
@@ -131,10 +132,10 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def recorded_trials(directory: Path) -> list[TrialRecord]:
-    """Read what is recorded of the trials that a run has begun.
+    """Read the journal records of the trials that a run has begun.
 
     Raises:
-        ExperimentError: naming what the program has not written so.
+        ExperimentError: naming a file that the program did not write.
     """
     try:
         return read_journal(directory)
@@ -160,7 +161,7 @@ def earlier_trials(
 def _history(
     directory: Path, experiment: Experiment, record: TrialRecord, labels: Sequence[str]
 ) -> TrialHistory:
-    """Return a trial of the run, as it goes on if it had not ended."""
+    """Rebuild a trial of the run; one that had not ended is returned as it will continue."""
     try:
         trial = trial_history(experiment, record, labels)
         return _as_saved(directory, trial) if trial.status in UNFINISHED else trial
@@ -174,7 +175,7 @@ def _history(
 
 
 def _as_saved(directory: Path, trial: TrialHistory) -> TrialHistory:
-    """Return a trial as it was when its last state was saved; what it did afterwards it does again."""
+    """Return a trial as it was when its last state was saved; it repeats what it did afterwards."""
     saved = saved_evaluation(directory, trial.spec)
     curve = [point for point in trial.curve if point.evaluation <= saved]
     return replace(trial, status="running", curve=curve, error=None, ended_at=None, keeps_checkpoint=True)

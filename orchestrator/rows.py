@@ -1,4 +1,4 @@
-"""Rows of the result set from what a trial reported: plain functions over values."""
+"""Rows of the result set, built from what trials reported: plain functions over values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainables.checkpoints import Checkpoint
 from trainables.trial import Evaluation, TestOutcome
 
 CURVE_COLUMNS = [field.name for field in fields(Evaluation) if field.name in METRICS.names]
-"""What the metrics table holds of an evaluation."""
+"""The fields of an evaluation that the metrics table holds."""
 
 CONSTANT_COLUMNS = (
     "peak_memory_source",
@@ -28,7 +28,7 @@ CONSTANT_COLUMNS = (
     "model_bytes",
     "device",
 )
-"""What is the same in all evaluations of a trial, and stands in its row."""
+"""The fields that are the same in all evaluations of a trial, and so are in its row."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _predictions(labels: Sequence[str], trial: TrialHistory) -> Iterator[dict[st
 
 
 def trial_history(experiment: Experiment, record: TrialRecord, labels: Sequence[str]) -> TrialHistory:
-    """Turn a journal record back into what it was made of: the inverse of :func:`trial_record`."""
+    """Rebuild a trial from its journal record: the inverse of :func:`trial_record`."""
     row = record.trial
     told = json.loads(row["settings"])["hyperparameters"]
     order = [name for name in experiment.space(row["method"]) if name in told]
@@ -151,7 +151,7 @@ def _test(record: TrialRecord, labels: Sequence[str]) -> TestOutcome | None:
 def _best_checkpoint(record: TrialRecord) -> Checkpoint | None:
     if record.trial["checkpoint_bytes"] is None:
         return None
-    # Of one that is not kept, its size is all that is still known.
+    # Of a checkpoint that was dropped, only the size is still known.
     dropped = {"path": "", "kind": "", "bytes": record.trial["checkpoint_bytes"], "sha256": ""}
     kept = record.checkpoints[0] if record.checkpoints else dropped
     return Checkpoint(**{field.name: kept[field.name] for field in fields(Checkpoint)})

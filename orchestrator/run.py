@@ -49,7 +49,7 @@ Exit status: 0 done, 1 a reproduction that differs or no trial finished, 2 wrong
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.run",
         description="Compare ways to fine-tune a model: search each method's hyperparameters under equal "
@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
 
     with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
-            # Imported here, where what libraries print goes to the log.
+            # Imported here, where libraries' output goes to the log.
             from orchestrator.beginning import begin, begin_again, hold
             from orchestrator.loading import place_of
             from orchestrator.ownership import make_run_directory, only_driver, write_experiment
@@ -165,7 +165,7 @@ def _compare(beginning: Beginning, mirror: Mirror | None, console: Console) -> i
     try:
         from orchestrator.comparison import run_comparison
 
-        gc.freeze()  # what is here stays; what a run leaves behind is looked for
+        gc.freeze()  # what exists now stays; only a run's own garbage is collected
         gc.set_threshold(DRIVER_GARBAGE)
         return run_comparison(beginning, mirror, console)
     except KeyboardInterrupt:
@@ -204,5 +204,5 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     status = main()
-    gc.freeze()  # Python would look for garbage among all that was imported, once more
+    gc.freeze()  # else Python would search all that was imported for garbage once more
     sys.exit(status)

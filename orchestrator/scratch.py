@@ -1,4 +1,4 @@
-"""Where workers of a run whose storage is a URI keep their trial's files: on their node, and at the URI."""
+"""Where workers of a run at a URI keep their trial's files: on their node, with copies at the URI."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from results.remote import RemoteDirectory, patiently, reason
 from trainables.state import PROGRESS_FILE, TENSORS_FILE
 
 PATIENCE_SECONDS = 3600.0
-"""How long a trial waits for a storage that answers with errors."""
+"""How long a trial waits for storage that answers with errors."""
 
 KEPT_STATES = 2
-"""States of a trial that stay there: the journal, which is carried over apart, may be one behind."""
+"""States of a trial that stay at the URI: the journal, which the driver uploads, may be one behind."""
 
 
 class Scratch:
-    """What one process has of the run directory: ``states/`` and ``checkpoints/`` of the trial it trains.
+    """One process's part of the run directory: ``states/`` and ``checkpoints/`` of the trial it trains.
 
     Arguments:
         uri: of the run.
@@ -34,19 +34,19 @@ class Scratch:
         self._states: list[str] = []  # of the trial, at the URI, in order
 
     def begin(self, trial_id: str) -> None:
-        """Fetch what another process has left of a trial: its states."""
+        """Fetch the states that another process has left of a trial."""
         self.clear()
         states = self._remote.child(f"states/{trial_id}")
         files: list[str] = []
         _wait_for(lambda: files.extend(states.files()))
         for file in files:
-            # A state is whole once its progress is there, which is copied last.
+            # A state is complete once its progress, which is copied last, is there.
             if f"{Path(file).parent}/{PROGRESS_FILE}" in files:
                 _download(states, file, self.directory / "states" / trial_id / file)
         self._states = sorted({str(Path(file).parent) for file in files})
 
     def saved(self, trial_id: str) -> None:
-        """Copy the newest state of a trial to the URI; older ones go."""
+        """Copy the newest state of a trial to the URI, and remove old ones there."""
         states = self._remote.child(f"states/{trial_id}")
         newest = max((self.directory / "states" / trial_id).iterdir())
         for name in (TENSORS_FILE, PROGRESS_FILE):
@@ -61,13 +61,13 @@ class Scratch:
         _wait_for(lambda: there.put(directory))
 
     def get(self, directory: Path) -> None:
-        """Fetch a trial's best checkpoint, where another process has written it."""
+        """Fetch a trial's best checkpoint if another process has written it."""
         if not directory.exists():
             there = self._remote.child(directory.relative_to(self.directory).as_posix())
             _wait_for(lambda: there.get(directory))
 
     def clear(self) -> None:
-        """Remove what this node has of the last trial."""
+        """Remove the last trial's files from this node."""
         for name in ("states", "checkpoints"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
@@ -93,7 +93,7 @@ def _say(error: BaseException | None) -> None:
 
 
 def _remove_orphans(runs: Path) -> None:
-    """Remove what processes have left that were killed."""
+    """Remove the files of processes that were killed."""
     for path in runs.iterdir():
         try:
             os.kill(int(path.name.partition("-")[0]), 0)

@@ -1,4 +1,4 @@
-"""Passwords and tokens: in no setting, and so in no file of a run; in no message."""
+"""Keeps passwords and tokens out of settings, and so out of a run's files, and out of messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 SHORTEST: Final = 8
-"""Characters of a secret: what is shorter stands everywhere by chance."""
+"""The fewest characters of a secret: shorter texts occur everywhere by chance."""
 
 _SECRET_VARIABLE: Final = re.compile(
     r"(^|_|PG|SSH)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|API_?KEY|ACCESS_KEY|ACCOUNT_KEY|STORAGE_KEY|"
@@ -16,7 +16,7 @@ _SECRET_VARIABLE: Final = re.compile(
 )
 
 _USER_AND_PASSWORD = re.compile(
-    # Of several @ the last one ends a password; digits after a colon are a port.
+    # The last of several @ ends a password; digits after a colon are a port.
     r"""(?P<before>[A-Za-z][\w+.-]*://)[^\s/?#@:'"]*:(?!\d{1,5}(?:[/?#\s'"]|$))[^\s'"]*@"""
 )
 _TOKEN_AS_USER = re.compile(r"""(?P<before>\bhttps?://)[^\s/?#@'"]+@""")
@@ -42,7 +42,7 @@ def is_secret(variable: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """Put ``***`` for credentials in addresses and for the values of the environment's secrets."""
+    """Replace credentials in addresses, and values of secret environment variables, with ``***``."""
     for pattern in (_USER_AND_PASSWORD, _TOKEN_AS_USER):
         text = pattern.sub(r"\g<before>***@", text)
     text = _PARAMETER.sub(r"\g<before>***", text)
@@ -52,7 +52,7 @@ def redact(text: str) -> str:
 
 
 def credentials_in(settings: Mapping[str, Any]) -> list[str]:
-    """Return a problem for every setting that has a credential, which all files of a run would show."""
+    """Return a problem for every setting that has a credential, which the run's files would show."""
     return [
         f"{key}: has a password or token, which the run's files would show; expected it in "
         f"{PLACES.get(key) or PLACES.get(key.partition('.')[0]) or 'the environment'}"

@@ -1,4 +1,4 @@
-"""The sections of an experiment that say how it is run: every setting, its unit, its default, its check."""
+"""The sections of an experiment that say how it runs: every setting, its unit, its default, its check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainables.parallel import Parallelism
 from trainables.settings import Settings
 
 GPU_PACK = 16
-"""Trials in a pack on a GPU where it is for us to say: more gain little (benchmarks/results/packing.md)."""
+"""Trials per pack on a GPU if the setting is ``auto``; more gain little (benchmarks/results/packing.md)."""
 
 
 class SearchSettings(Settings):
@@ -33,7 +33,7 @@ class ConfirmSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """What each method may spend in the search, in place of a number of trials: one purse for all."""
+    """What each method may spend in the search phase, instead of a number of trials."""
 
     train_seconds: float | None = Field(None, gt=0, description="seconds of training per method")
     examples: int | None = Field(None, ge=1, description="trained examples per method")
@@ -143,7 +143,7 @@ class ResourceSettings(Settings):
 
 
 class LoggingSettings(Settings):
-    """Who else is told of every trial, through Ray Tune's own callbacks. The result set is written always."""
+    """Other programs that are told of every trial, through Ray Tune's callbacks, besides the result set."""
 
     tensorboard: bool = Field(False, description="event files in tensorboard/ of the run directory")
     mlflow: str | None = Field(

@@ -1,4 +1,4 @@
-"""What all nodes must see: where checkpoints are written, and where the code of a model is."""
+"""What every node must see: where checkpoints are written, and where the model's own code is."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ANSWER_SECONDS = 60
 SHARED_STORAGE = "set storage to a directory that all nodes share (EFS, NFS), or to a URI (s3://bucket/runs)"
 
 WORKING_DIRECTORIES = "working_dir_files"
-"""The directory of a node in which Ray unpacks what jobs bring along."""
+"""The directory in which Ray unpacks the working directories of jobs on a node."""
 
 
 def check_shared(experiment: Experiment, where: str) -> None:
-    """Refuse what not all nodes see, where they must: workers write checkpoints below ``storage``.
+    """Refuse storage, where workers write checkpoints, and a model's code if some node does not see them.
 
     Raises:
-        ExperimentError: naming the nodes that do not see it.
+        ExperimentError: naming these nodes.
     """
     if experiment.uri:
         _check_writable(experiment.storage, where)
@@ -44,7 +44,7 @@ def check_shared(experiment: Experiment, where: str) -> None:
 
 
 def _check_writable(uri: str, where: str) -> None:
-    """Refuse a URI that not all nodes can write to."""
+    """Refuse a URI that some node cannot write to."""
     problems = [
         f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own,"
         " such as a role of the machine, and the packages that the URI requires"
@@ -56,7 +56,7 @@ def _check_writable(uri: str, where: str) -> None:
 
 
 def _check_seen(directory: str, where: str) -> None:
-    """Refuse a directory that not all nodes see."""
+    """Refuse a directory that some node does not see."""
     storage = Path(directory).expanduser().absolute()
     if WORKING_DIRECTORIES in storage.parts:
         raise ExperimentError(
@@ -81,7 +81,7 @@ def _nodes_without(path: Path) -> list[str]:
 
 
 def _on_each_node(task: Any, argument: str) -> dict[str, Any]:
-    """Return what a task returns on every node, by address; None of a node that does not answer."""
+    """Return a task's result on every node, by address; None for a node that does not answer."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [task.options(scheduling_strategy=one).remote(argument) for one in on]
@@ -100,7 +100,7 @@ def _exists(path: str) -> bool:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _trouble_with(uri: str) -> str:
-    """Say why a node cannot write to a URI; nothing if it can."""
+    """Return why this node cannot write to a URI; an empty text if it can."""
     try:
         RemoteDirectory(uri).probe()
     except StorageError as error:
@@ -109,7 +109,7 @@ def _trouble_with(uri: str) -> str:
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse, on a node that joined during a run, to train what nobody would see.
+    """Refuse to train on a node, such as one that joined during the run, whose files nobody would see.
 
     Raises:
         FileNotFoundError: if this node does not see the run directory.

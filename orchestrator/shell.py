@@ -1,4 +1,4 @@
-"""What Tune runs of a trial, whichever processes train it; it imports nothing that trains."""
+"""The part of a trial that Tune runs, whichever processes train it; it imports nothing that trains."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from trainables.evaluation import Evaluation
 
 
 class ProcessDiedError(RuntimeError):
-    """A process of a trial is gone; another one may go on from the trial's last state."""
+    """A process of a trial is gone; another one may continue from the trial's last state."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a trial begins."""
+    """What a trial starts from."""
 
-    best_accuracy: float  # on validation, of the state it goes on from
-    damage: str | None  # what is wrong with a state that it cannot go on from
+    best_accuracy: float  # on validation, of the state it continues from; 0 if there is none
+    damage: str | None  # what is wrong with a state that it cannot continue from
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a trial failed, its process being fit for the next one."""
+    """How a trial failed whose process can train the next one."""
 
     status: Status  # one of FAILED
     error: str
 
 
 class Driven(Protocol):
-    """A trial's process, or what is driven like one."""
+    """A trial's process, or a stand-in that is driven like one."""
 
     def begin(self, assignment: Assignment) -> Start:
-        """Begin a trial, or go on with it from its last state."""
+        """Begin a trial, or continue it from its last state."""
 
     def advance(self) -> Evaluation | Failure:
         """Save the trial's state, once it has one, and train until the next evaluation.
 
         Raises:
-            Exception: if another process may have more luck.
+            Exception: if the trial may succeed in another process.
         """
 
     def close(self) -> None:
@@ -58,12 +58,12 @@ class TrialShell(tune.Trainable):
     """Drive one trial after another, one evaluation per step.
 
     A trial that fails ends with a result that carries its status and error, and the process stays warm for
-    the next one. Where a process dies or cannot write, Tune starts another one, which goes on from the
-    trial's last state.
+    the next one. If a process dies or cannot write, Tune starts another one, which continues from the trial's
+    last state.
 
-    While it trains, its process is called ``ray::lora-003 rank 8, lr 0.0005``: the dashboard's list of a
-    node's workers, ``ps`` and ``top`` show that. Its lines in the log begin with the trial's id. Ray takes
-    down an actor's ``repr`` once, when it is made, so that says which trial was the worker's first.
+    While a trial trains, the process is called ``ray::lora-003 rank 8, lr 0.0005`` in the dashboard's list of
+    a node's workers, in ``ps`` and in ``top``. Its lines in the log begin with the trial's id. Ray records an
+    actor's ``repr`` only once, when it is created, so that names the worker's first trial.
     """
 
     _process: Driven

@@ -1,6 +1,6 @@
-"""Where trials save their states: for another worker to go on from, or for another run of the command.
+"""Where trials save their states, for another worker or another run of the command to continue from.
 
-A trial's lie in ``states/TRIAL/`` of the run directory, until it has ended. They are safetensors and JSON:
+A trial's are in ``states/TRIAL/`` of the run directory until it has ended. They are safetensors and JSON:
 reading them runs no code.
 """
 
@@ -16,7 +16,7 @@ from trainables.trial import TrialSpec
 
 
 def read_state(run_directory: Path, spec: TrialSpec) -> tuple[TrialState, str | None]:
-    """Return the newest state of a trial that is whole, else a new one, and what was found damaged."""
+    """Return a trial's newest intact state, or a new one, and the damage found in newer ones, if any."""
     damage = None
     for directory in sorted(_of(run_directory, spec.trial_id).glob(f"*-{_identity(spec)}"), reverse=True):
         try:
@@ -27,16 +27,16 @@ def read_state(run_directory: Path, spec: TrialSpec) -> tuple[TrialState, str | 
 
 
 def save_state(run_directory: Path, spec: TrialSpec, state: TrialState, writes: bool = True) -> None:
-    """Save a trial's state in place of the one before.
+    """Save a trial's state in place of the previous one.
 
     Arguments:
         run_directory: of the experiment.
         spec: the trial's.
         state: its state.
-        writes: whether this process is the one of the trial's ranks that writes; all must ask.
+        writes: whether this process is the rank that writes; all ranks must call.
 
     Raises:
-        OSError: if it could not be written; the one before is still there.
+        OSError: if it could not be written; the previous one is still there.
     """
     states = _of(run_directory, spec.trial_id)
     directory = states / f"{state.progress.evaluation:06d}-{_identity(spec)}"
@@ -48,7 +48,7 @@ def save_state(run_directory: Path, spec: TrialSpec, state: TrialState, writes: 
 
 
 def saved_evaluation(run_directory: Path, spec: TrialSpec) -> int:
-    """Return the evaluation after which a trial's newest state was saved; 0 where there is none."""
+    """Return the evaluation after which a trial's newest state was saved; 0 if there is none."""
     names = [path.name for path in _of(run_directory, spec.trial_id).glob(f"*-{_identity(spec)}")]
     return max((int(name.partition("-")[0]) for name in names), default=0)
 
@@ -58,6 +58,6 @@ def _of(run_directory: Path, trial_id: str) -> Path:
 
 
 def _identity(spec: TrialSpec) -> str:
-    """Hash what decides a trial's numbers: a state of other hyperparameters is not this trial's."""
+    """Hash what decides a trial's numbers: a state with other hyperparameters is not this trial's."""
     parts = (spec.kind, spec.seed, spec.settings, spec.training)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Whether a run's storage can be used, asked before anything starts."""
+"""Checks that a run's storage can be used, before anything starts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def check_storage(experiment: Experiment, where: str) -> None:
 
 
 def is_taken(experiment: Experiment, where: str = "experiment") -> bool:
-    """Say whether the experiment's directory is there already.
+    """Say whether the experiment's directory exists already.
 
     Raises:
-        ExperimentError: if its storage cannot be read, or is none.
+        ExperimentError: if its storage cannot be read or is not a directory.
     """
     try:
         experiment.run_directory.lstat()
@@ -45,7 +45,7 @@ def is_taken(experiment: Experiment, where: str = "experiment") -> bool:
         return RemoteDirectory(experiment.uri).exists()
     except StorageError as error:
         raise ExperimentError([f"{where}: storage: {error}"]) from None
-    except Exception as error:  # each filesystem of fsspec's has its own
+    except Exception as error:  # each of fsspec's filesystems has errors of its own
         raise ExperimentError([f"{where}: storage: {experiment.uri}: {reason(error)}"]) from None
 
 
@@ -66,5 +66,5 @@ def check_run_directory(experiment: Experiment, where: str = "experiment") -> No
 
 
 def already_there(run: Path | str, where: str) -> ExperimentError:
-    """Return the error of a run that would take another one's place."""
+    """Return the error of a new run whose place is taken."""
     return ExperimentError([f"{where}: name: {run} exists already; choose another --name or remove it"])

@@ -25,8 +25,8 @@ SamplerName = Literal["tpe", "gp", "random", "cmaes"]
 def make_sampler(name: SamplerName, seed: int, trials: int) -> BaseSampler:
     """Make the Optuna sampler of one method's study.
 
-    TPE and the Gaussian process start from random trials; the published advice of ten would leave a
-    study of eight trials no model at all, so at most half of the trials are random.
+    All but ``random`` start with random trials; the published advice of ten would leave a study of eight
+    trials no model at all, so at most half of the trials are random.
 
     Arguments:
         name: ``tpe`` (multivariate, Falkner et al. 2018), ``gp``, ``random`` or ``cmaes``.
@@ -76,17 +76,17 @@ def make_studies(experiment: Experiment, purse: Purse | None) -> MethodStudies:
 
 
 class MethodStudies:
-    """Give methods turns, and let each one's own study suggest and learn.
+    """Let methods take turns, each with a study of its own that suggests and learns.
 
-    Of methods whose turn it is, the one whose trials have taken longest goes first, so that the slots wait
-    for short trials in the end (Graham 1969, Bounds on Multiprocessing Timing Anomalies, section 4).
+    Of methods with equally many trials, the one whose trials take longest goes first, so that at the end
+    slots wait for short trials (Graham 1969, Bounds on Multiprocessing Timing Anomalies, section 4).
 
     Trials are numbered per method, so that a trial's identity does not depend on what other methods do.
 
     Arguments:
         studies: one per method, in the order of turns.
-        trials: trials per method; with a purse, as many in a row may fail.
-        purse: what each method may spend, in place of a number of trials.
+        trials: trials per method; with a purse, a method ends after so many failures in a row.
+        purse: what each method may spend, instead of a number of trials.
     """
 
     def __init__(self, studies: Mapping[str, OptunaSearch], trials: int, purse: Purse | None = None) -> None:
@@ -94,12 +94,12 @@ class MethodStudies:
         self._trials = trials
         self._purse = purse
         self._given: dict[str, set[int]] = {method: set() for method in studies}
-        self._next = dict.fromkeys(studies, 0)  # no number below it is to be given any more
+        self._next = dict.fromkeys(studies, 0)  # all lower numbers have been given
         self._failures = dict.fromkeys(studies, 0)  # in a row
-        self._seconds: dict[str, list[float]] = {method: [] for method in studies}  # that trials have taken
+        self._seconds: dict[str, list[float]] = {method: [] for method in studies}  # that ended trials took
         self._running: dict[str, Assignment] = {}
         self._unfinished: deque[Assignment] = deque()  # trials of an interrupted run that go on
-        self._foreign: set[str] = set()  # those of them whose points no study has suggested
+        self._foreign: set[str] = set()  # ids of those with hyperparameters that no study suggested
 
     @property
     def is_done(self) -> bool:
@@ -112,7 +112,7 @@ class MethodStudies:
         return list(self._studies)
 
     def has_ended(self, method: str) -> bool:
-        """Say whether a method's every trial has been suggested and has ended."""
+        """Say whether all trials of a method have been suggested and have ended."""
         going = [*self._running.values(), *self._unfinished]
         return not self._is_wanted(method) and all(trial.method != method for trial in going)
 
@@ -121,13 +121,13 @@ class MethodStudies:
     ) -> None:
         """Tell the studies what an interrupted run had found.
 
-        Every study suggests again what it had suggested, in the same order, and its random state moves
-        as it did. A suggestion that comes out otherwise, as it may where results of trials that ran at
-        once came in another order, is given up, and the recorded point is told in its place.
+        Every study repeats its suggestions in the same order, so that its random state advances as it did. A
+        suggestion that comes out differently, as it may if results of concurrent trials came in another
+        order, is given up, and the study is told the recorded trial in its place.
 
         Arguments:
-            finished: trials and what was learned of them; None is nothing.
-            unfinished: trials that are suggested next, as they were, to go on.
+            finished: trials and what was learned from them; None is nothing.
+            unfinished: trials that are suggested next, unchanged, to continue.
         """
         told = {assignment.trial_id: (assignment, objective) for assignment, objective in finished}
         going_on = {assignment.trial_id: assignment for assignment in unfinished}
@@ -166,7 +166,7 @@ class MethodStudies:
             self._foreign.add(again.trial_id)
 
     def suggest(self, trial_id: str) -> Assignment | None:
-        """Return the trial that Tune shall run under an id of its own; None if there are no more."""
+        """Return the trial that Tune runs under its id ``trial_id``; None if there are no more."""
         if self._unfinished:
             self._running[trial_id] = self._unfinished.popleft()
         elif turn := self._next_turn():
@@ -183,7 +183,7 @@ class MethodStudies:
         return min(wanted, key=lambda turn: (turn[0], -self.expected_seconds(turn[1])), default=None)
 
     def expected_seconds(self, method: str) -> float:
-        """Return what a trial of a method has taken in the mean; 0 as long as none has ended."""
+        """Return the mean seconds that ended trials of a method took; 0 if none has ended."""
         return fmean(self._seconds[method] or [0.0])
 
     def _is_wanted(self, method: str) -> bool:
@@ -206,7 +206,7 @@ class MethodStudies:
         return replace(trial, hyperparameters=hyperparameters)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass on what the trial of one of Tune's ids has reported."""
+        """Tell its study what a trial reported; ``trial_id`` is Tune's."""
         trial = self._running[trial_id]
         if OBJECTIVE in result and trial.trial_id not in self._foreign:
             self._studies[trial.method].on_trial_result(trial.trial_id, result)
@@ -214,7 +214,7 @@ class MethodStudies:
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass on how the trial of one of Tune's ids has ended."""
+        """Tell its study how a trial ended; ``trial_id`` is Tune's."""
         trial = self._running.pop(trial_id)
         if result:
             self._seconds[trial.method].append(result.get(TIME_TOTAL_S, 0.0))

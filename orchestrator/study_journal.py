@@ -23,16 +23,16 @@ def study_name(experiment: str, method: str) -> str:
 
 
 class StudyJournal:
-    """Write each trial of the search down in its method's study. What failed stands there as failed.
+    """Write each trial of the search phase to its method's study; failed trials are marked as failed.
 
     The searcher keeps its studies in memory and never reads the file, so nothing in it can change a
-    suggestion, and a run that is continued gets a new file, in which no trial stands twice.
+    suggestion. A run that is continued gets a new file, in which no trial appears twice.
 
     Arguments:
         experiment: what runs.
         directory: of the run.
         finished: trials that an earlier process finished.
-        say: is told if the file cannot be written any more, which ends it and nothing else.
+        say: is told if the file cannot be written any more, which ends the file and nothing else.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class StudyJournal:
         self._has_failed = False
         self._spaces = {method: experiment.space(method) for method in experiment.methods}
         self._storage_ids: dict[str, int] = {}
-        for old in directory.glob(f"{STUDIES_FILE}*"):  # with the lock that a killed process leaves
+        for old in directory.glob(f"{STUDIES_FILE}*"):  # the lock of a killed process, too
             old.unlink()
         self._storage = JournalStorage(JournalFileBackend(str(self._file)))
         self._studies = {
@@ -60,12 +60,12 @@ class StudyJournal:
             self.changed(trial)
 
     def changed(self, trial: TrialHistory) -> None:
-        """Take in a trial's newest state."""
+        """Record a trial's newest state."""
         if trial.assignment.phase != "search" or self._has_failed:
             return
         try:
             self._write(trial)
-        except Exception as error:  # of half a line, written to a full disk, Optuna makes a JSONDecodeError
+        except Exception as error:  # such as Optuna's JSONDecodeError for a line cut off by a full disk
             self._has_failed = True
             self._say(f"{self._file} cannot be written any more: {error}; the run goes on without it")
 
@@ -92,7 +92,7 @@ class StudyJournal:
             attributes |= {"status": trial.status} | ({"error": trial.error} if trial.error else {})
         hyperparameters = dict(trial.assignment.hyperparameters)
         return FrozenTrial(
-            number=-1,  # both are the storage's to give
+            number=-1,  # the storage assigns both
             trial_id=-1,
             state=_state(trial),
             value=trial.objective,

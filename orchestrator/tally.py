@@ -1,4 +1,4 @@
-"""How many trials there are of each kind, kept up to date trial by trial."""
+"""Numbers of trials by status, kept up to date trial by trial."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from results.schema import Status
 
 
 class Tally:
-    """Count trials by status, and know which of them run.
+    """Count trials by status, and know which are running.
 
-    Adding it all up anew for every report would make the thousandth trial cost the driver ten times what the
-    hundredth does.
+    Counting anew for every report would make the thousandth trial cost the driver ten times as much as the
+    hundredth.
 
     Arguments:
         trials: known already.
@@ -21,13 +21,13 @@ class Tally:
 
     def __init__(self, trials: Iterable[TrialHistory] = ()) -> None:
         self.trials: dict[str, TrialHistory] = {}  # by id, each in its newest state
-        self.running: dict[str, TrialHistory] = {}  # those of them that run
+        self.running: dict[str, TrialHistory] = {}  # those of them that are running
         self.statuses: dict[tuple[str, str], Counter[Status]] = defaultdict(Counter)  # by method and phase
         for trial in trials:
             self.note(trial)
 
     def note(self, trial: TrialHistory) -> TrialHistory | None:
-        """Take in a trial's newest state and return the one before."""
+        """Record a trial's newest state and return the previous one, if any."""
         key = trial.spec.trial_id
         before, self.trials[key] = self.trials.get(key), trial
         if trial.status == "running":

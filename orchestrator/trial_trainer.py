@@ -1,6 +1,6 @@
-"""Ray Train's workers in the place that Tune keeps for a trial, where Ray Train would reserve as much again.
+"""Runs Ray Train's workers on what Tune has reserved for a trial; Ray Train would reserve as much again.
 
-Ray Train 2.60 has no setting for it. Its controller loads this module, and not what trials need.
+Ray Train 2.60 has no setting for that. Its controller imports this module, but nothing that trials need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 
 class _TrialsPlacement(DefaultPlacementGroupHandle):
-    """The bundles that Tune reserved for the trial; they are Tune's to give back."""
+    """The bundles that Tune reserved for the trial; Tune releases them."""
 
     def shutdown(self) -> None:
         pass
@@ -48,7 +48,7 @@ class _Controller(TrainController):
 
 
 class TrialTrainer(TorchTrainer):
-    """A trainer whose workers take the place that Tune keeps for the trial which runs it."""
+    """A trainer whose workers use what Tune has reserved for the trial that runs it."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         place = PlacementGroupSchedulingStrategy(_own_place())

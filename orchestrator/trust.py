@@ -1,4 +1,4 @@
-"""Whether code that comes with a model may run: a run that somebody sent does not say so by itself."""
+"""Whether code that comes with a model may run: a run that somebody sent cannot decide that by itself."""
 
 from __future__ import annotations
 

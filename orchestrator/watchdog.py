@@ -1,4 +1,4 @@
-"""Trials whose worker does not report any more."""
+"""Ends workers that no longer report."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ray.tune.experiment import Trial
 from orchestrator.assignment import Assignment
 
 HELD_UP_SECONDS = 1.0
-"""Of Tune, whose steps take a tenth of a second where nothing happens."""
+"""A step of Tune that takes longer was held up; an idle one takes a tenth of a second."""
 
 
 class Watchdog(tune.Callback):
-    """Kill the worker of a trial that reports nothing for too long; Tune then has another go on with it.
+    """Kill the worker of a trial that reports nothing for too long; Tune then has another one continue it.
 
     Arguments:
-        timeout: seconds from one report to the next; None waits for ever.
+        timeout: most seconds from one report to the next; None waits forever.
         report: is told of each worker killed.
     """
 
@@ -31,7 +31,7 @@ class Watchdog(tune.Callback):
         self._stepped_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give Tune's state files nothing: a run is continued from its journal."""
+        """Keep out of Tune's state files: a run is continued from its journal."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -39,7 +39,7 @@ class Watchdog(tune.Callback):
             return
         now = time.monotonic()
         held_up, self._stepped_at = now - self._stepped_at, now
-        if held_up > HELD_UP_SECONDS:  # and has heard of nobody, as while it waits for a disk that is full
+        if held_up > HELD_UP_SECONDS:  # and took no reports, as while the run waits for a full disk
             self._heard_at = {trial: heard + held_up for trial, heard in self._heard_at.items()}
         for trial in [one for one, heard in self._heard_at.items() if now - heard > self._timeout]:
             del self._heard_at[trial]

@@ -41,7 +41,7 @@ from trainables.trial import (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What workers read, in the object store once: they share the memory."""
+    """What workers read; the object store has it once, and they share that memory."""
 
     experiment: Experiment
     directory: Path  # of the run
@@ -51,7 +51,7 @@ class Inputs:
 
     @property
     def trainable(self) -> type[tune.Trainable]:
-        """The class of the workers that read them."""
+        """The Tune trainable of the workers that read them."""
         return tune.with_parameters(TrialWorker, inputs=self)
 
 
@@ -63,10 +63,13 @@ def share(experiment: Experiment, prepared: Prepared, directory: Path) -> Inputs
 
 
 def trial_device(resources: ResourceSettings) -> torch.device:
-    """Return what this worker of a trial trains on, and keep it to its part of a GPU's memory.
+    """Return the device that this worker trains on, and limit it to its part of a GPU's memory.
 
-    One that takes more fails itself, and not the trials beside it. Ray hides no GPU from a worker that asks
-    for none, so it does not matter whether there is one.
+    A trial that needs more fails alone. The presence of a GPU decides nothing: Ray hides none from a worker
+    that asks for none.
+
+    Raises:
+        RuntimeError: if the worker asks for a GPU, and PyTorch finds none.
     """
     if not resources.gpus_per_trial:
         return CPU
@@ -81,23 +84,23 @@ def trial_device(resources: ResourceSettings) -> torch.device:
 
 
 def failure(error: Exception) -> Failure:
-    """Say how a trial failed, and print where.
+    """Return how a trial failed, and print the traceback.
 
     Raises:
         ProcessDiedError: if this process cannot train any more.
-        OSError: if it is ``error``: another process may have more luck with storage.
+        OSError: ``error``, if it is one: another process may be able to use the storage.
     """
     if isinstance(error, ProcessDiedError | OSError):
         raise error
     print(redact("".join(traceback.format_exception(error))), flush=True)
     status, text = failure_status(error), f"{type(error).__name__}: {error}"
     if status == "failed" and isinstance(error, torch.AcceleratorError):
-        raise ProcessDiedError(text) from error  # CUDA does no further work for this process
+        raise ProcessDiedError(text) from error  # CUDA does no more work in this process
     return Failure(status, text)
 
 
 class TrialProcess:
-    """What drives a trial does in the process, or in each of the processes, that train it.
+    """Trains trials in a process, alone or as one of a group, in steps that a driver orders.
 
     The state is saved when the trial is told to continue. By then its last evaluation is in the journal, so
     the journal is never behind a state; a trial that is stopped saves nothing.
@@ -107,10 +110,10 @@ class TrialProcess:
         group: the processes that train together.
     """
 
-    course: Course  # of the trial, for who trains it in place of :meth:`advance`
+    course: Course  # of the trial, for a caller that trains it instead of :meth:`advance`
 
     def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
-        gc.freeze()  # what is here stays; what trials leave behind is looked for as ever
+        gc.freeze()  # what exists now stays; trials' garbage is collected as usual
         gc.set_threshold(*GARBAGE_THRESHOLD)
         self._inputs = inputs
         self._group = group
@@ -120,8 +123,8 @@ class TrialProcess:
         self._directory = self._scratch.directory if self._scratch else inputs.directory
 
     def begin(self, assignment: Assignment) -> Start:
-        """Begin a trial, or go on with it from its last state."""
-        self._let_go()  # of the trial before, whose memory is not this one's
+        """Begin a trial, or continue it from its last state."""
+        self._let_go()  # of the previous trial, whose memory is not this one's
         spec = self._inputs.experiment.trial_spec(assignment)
         if self._scratch:
             self._scratch.begin(spec.trial_id)
@@ -164,7 +167,7 @@ class TrialProcess:
 
 
 class TrialWorker(TrialShell):
-    """A trial worker that trains itself."""
+    """A trial worker that trains in its own process."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
         self, config: dict[str, Any], inputs: Inputs
