@@ -29,7 +29,7 @@ hypothesis.settings.register_profile("usual", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("soak", max_examples=3000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("usual")
 
-# Ray lets its workers yield to all else (a niceness of 15): beside other tests they would hardly get on.
+# By default Ray's workers have a niceness of 15, with which they would hardly progress beside other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -99,7 +99,7 @@ def make_model(architecture: str) -> PreTrainedModel:
 
 
 def example_rows(count: int) -> list[tuple[str, int]]:
-    """Return sentences whose label is whether a good or a bad word stands in them."""
+    """Return sentences labeled 1 if they contain a good word, and 0 if a bad one."""
     good, bad, rest = ("good", "fine"), ("bad", "poor"), ("the", "a", "film", "plot", "was", "very")
     rows = []
     for i in range(count):
@@ -110,7 +110,7 @@ def example_rows(count: int) -> list[tuple[str, int]]:
 
 
 def data_settings(files: dict[str, Path]) -> dict[str, Any]:
-    """Return what an experiment says of files of sentences and labels."""
+    """Return an experiment's data settings for files of sentences and labels."""
     splits = {name: str(file) for name, file in files.items()}
     return {"path": None, "columns": ["sentence", "label"], **splits}
 
@@ -124,7 +124,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def much_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Gigabytes: tests that take as much take turns, also in several processes."""
+    """Let tests that need gigabytes of memory take turns, also across processes."""
     with FileLock(tmp_path_factory.getbasetemp().parent / "much_memory.lock"):
         yield
 

@@ -61,7 +61,7 @@ def write_experiment(directory: Path, model: Path, data_files: dict[str, Path]) 
 
 
 started: list[subprocess.Popen[str]] = []
-"""Runs of a test, which none outlives."""
+"""The runs of the current test; none outlives it."""
 
 
 def run(
@@ -83,8 +83,8 @@ def start(
     Arguments:
         arguments: of the command.
         environment: variables that it gets beside this process's.
-        program: that Python runs with these arguments.
-        out: where it prints to.
+        program: what Python runs with these arguments.
+        out: where the run prints to.
     """
     process = subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
@@ -98,7 +98,7 @@ def start(
 
 
 def end_started() -> None:
-    """End the runs that a test has left, as only one that fails does, and show what they printed."""
+    """End the runs that a test has left, which only a failing test does, and show what they printed."""
     while started:
         process = started.pop()
         if process.poll() is None:
@@ -114,7 +114,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def _wait(process: subprocess.Popen[str], seconds: float = 300) -> tuple[str, str]:
-    """Wait for a run to end; one that hangs ends with its threads' stacks in its log, and that is shown."""
+    """Wait for a run to end; end one that hangs, and show its log, with the stacks of its threads."""
     try:
         return process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -126,19 +126,19 @@ def _wait(process: subprocess.Popen[str], seconds: float = 300) -> tuple[str, st
 
 
 def settings(*values: str) -> list[str]:
-    """Return the arguments that set values."""
+    """Return the arguments that override settings."""
     return [part for value in values for part in ("--set", value)]
 
 
 def table(directory: Path | str) -> pd.DataFrame:
-    """Return what is the same in two runs of one experiment."""
+    """Return the columns of trials that are the same in two runs of one experiment."""
     trials = load(directory).trials
     columns = OUTCOME + sorted(column for column in trials if column.startswith("hp_"))
     return trials[columns].sort_values("trial_id", ignore_index=True)
 
 
 def assert_same(directory: Path, expected: Path) -> None:
-    """Check that a run's results are those of another run, and that no other files than theirs are left."""
+    """Check that a run's results are those of another run, and that no superfluous files are left."""
     assert_same_tables(directory, expected)
     kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
     assert kept == sorted(load(directory).checkpoints.trial_id)
@@ -162,7 +162,7 @@ def assert_same_tables(directory: Path | str, expected: Path) -> None:
 
 
 def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:
-    """Look until there is something, and return it."""
+    """Call ``look`` until it finds something, and return that."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():
