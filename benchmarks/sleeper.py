@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 if TYPE_CHECKING:
-    from trainables.trial import Evaluation
+    from results.evaluation import Evaluation
 
 SECONDS = 1.0
 EVALUATIONS = 3
@@ -21,7 +21,7 @@ EVALUATIONS = 3
 
 def make_evaluation(fields: dict[str, Any]) -> Evaluation:
     """Make the evaluation in the driver, where its class is already loaded."""
-    from trainables.trial import Evaluation
+    from results.evaluation import Evaluation
 
     return Evaluation(**fields)
 

@@ -88,7 +88,7 @@ def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
     check_growth(recorded, experiment, str(options.experiment or where))
     if not options.dry_run:
         check_storage(experiment, where)
-    _check_loggers(experiment, where, reach=True)
+    _check_loggers(experiment, where, reach=not options.dry_run)
     cluster = _join(options, experiment, where)
     prepared = prepare(experiment, console.print, where)
     records = recorded_trials(experiment.run_directory)
@@ -96,7 +96,8 @@ def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
         check_fingerprints(records[0].trial, prepared, where)
     earlier = earlier_trials(experiment.run_directory, experiment, records, prepared.data.labels)
     done, going_on = len(earlier.finished), len(earlier.unfinished)
-    said = f"{where}: {done} trials are done" + (f", {going_on} go on" if going_on else "")
+    said = f"{where}: {done} {'trial is' if done == 1 else 'trials are'} done"
+    said += f", {going_on} {'goes' if going_on == 1 else 'go'} on" if going_on else ""
     console.print(said, highlight=False)
     return _fit(Beginning(experiment, prepared, cluster, earlier), options, console, where)
 

@@ -106,10 +106,11 @@ class MethodBrackets(FIFOScheduler):
         # rung, which decides once per trial, would let it continue.
         if decision == TrialScheduler.STOP:
             self._stopped.add(trial.trial_id)
-        is_over = trial.trial_id in self._stopped or self._has_spent_all(trial, result)
+        is_over = trial.trial_id in self._stopped or self._spend(trial, result)
         return TrialScheduler.STOP if is_over else decision
 
-    def _has_spent_all(self, trial: Trial, result: dict[str, Any]) -> bool:
+    def _spend(self, trial: Trial, result: dict[str, Any]) -> bool:
+        """Take what a search trial has spent from its method's purse; return whether the purse is empty."""
         assignment = Assignment.from_config(trial.config)
         if self._purse is None or assignment.phase != "search":
             return False
@@ -119,7 +120,7 @@ class MethodBrackets(FIFOScheduler):
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
-        self._has_spent_all(trial, result)
+        self._spend(trial, result)
         self._bracket(trial).on_trial_complete(tune_controller, _known(trial), result)
 
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.history import TrialHistory
 from orchestrator.reports import POINT
 from orchestrator.settings import BudgetSettings
-from trainables.trial import Evaluation
+from results.evaluation import Evaluation
 
 
 class Purse:

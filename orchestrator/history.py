@@ -10,8 +10,9 @@ from typing import Final
 
 from orchestrator.experiment import Assignment
 from orchestrator.reports import learned
+from results.evaluation import Evaluation, TestOutcome
 from results.schema import ENDED_WELL, Status
-from trainables.trial import Evaluation, TestOutcome, TrialSpec
+from trainables.trial import TrialSpec
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from orchestrator.history import TrialHistory
 from orchestrator.reports import POINT, STATUS
 from orchestrator.rows import CURVE_COLUMNS
 from orchestrator.secrets import redact
-from trainables.trial import Evaluation
+from results.evaluation import Evaluation
 
 PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """The Python package that each setting of ``logging`` needs."""

@@ -11,7 +11,7 @@ from ray.util.metrics import Gauge
 from orchestrator.experiment import Experiment
 from orchestrator.history import TrialHistory
 from orchestrator.tally import Tally
-from trainables.trial import Evaluation
+from results.evaluation import Evaluation
 
 TRIALS: Final = "finetune_trials"
 TRIALS_DESCRIPTION: Final = "Trials of an experiment by status."

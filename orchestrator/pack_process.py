@@ -16,7 +16,7 @@ import ray
 from orchestrator.experiment import Assignment
 from orchestrator.shell import Failure, ProcessDiedError, Start
 from orchestrator.worker import Inputs, TrialProcess, failure
-from trainables.evaluation import Evaluation
+from results.evaluation import Evaluation
 from trainables.pack import Outcome, Pack
 
 

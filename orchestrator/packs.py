@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.assignment import Assignment
 from orchestrator.shell import Failure, ProcessDiedError, Start, TrialShell
-from trainables.evaluation import Evaluation
+from results.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from orchestrator.settings import ResourceSettings

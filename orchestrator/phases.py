@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
@@ -131,6 +132,8 @@ def run_phases(
         callbacks: Tune callbacks besides the recorder.
     """
     os.environ.update(TUNE_ENVIRONMENT)
+    # To count kinds of callbacks for Ray's statistics, Tune would import MLflow and other loggers: 1.5 s.
+    usage.tag_callbacks = lambda callbacks: False
     # Tune would pass the driver's secrets to workers, and each node's log and the dashboard would show them.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
     count_lost_workers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,7 @@ from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import Prepared
 from orchestrator.settings import ResourceSettings
 from search_spaces import extremes
+from trainables.data import TokenizedData
 from trainables.trial import ModelSummary, describe
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def render(beginning: Beginning) -> Group:
         *(fitted.lines if fitted else [_resources(experiment.resources)]),
         f"base model: {prepared.base.path}, {experiment.model.dtype}",
         *(f"{name}: {how}" for name, how in prepared.data.splits.items()),
-        f"labels: {', '.join(prepared.data.labels)}",
+        f"labels of train: {_label_shares(prepared.data)}",
         f"results would be in {experiment.location}",
     ]
     return Group(table, *map(Text, lines))
@@ -81,6 +83,13 @@ def _resources(resources: ResourceSettings) -> str:
         f"each trial: {each}"
         if workers == 1
         else f"each trial: {workers} x ({each}), {resources.parallelism}"
+    )
+
+
+def _label_shares(data: TokenizedData) -> str:
+    counts = np.bincount(data.train.labels, minlength=len(data.labels))
+    return ", ".join(
+        f"{label} {share:.0%}" for label, share in zip(data.labels, counts / len(data.train), strict=True)
     )
 
 

@@ -21,11 +21,12 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from orchestrator.board import Board
 from orchestrator.experiment import Assignment
 from orchestrator.reservations import worker_resources
-from orchestrator.shell import ProcessDiedError, Start
+from orchestrator.shell import Failure, ProcessDiedError, Start
 from orchestrator.trial_trainer import TrialTrainer
-from orchestrator.worker import Inputs, TrialProcess, TrialWorker
+from orchestrator.worker import Inputs, TrialProcess, TrialWorker, failure
+from results.evaluation import Evaluation
+from trainables.errors import DivergedError
 from trainables.parallel import Group
-from trainables.trial import Evaluation
 
 GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 """Ray Train's errors for a worker that it cannot reach."""
@@ -34,15 +35,20 @@ GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 class MultiProcessTrialWorker(TrialWorker):
     """A trial worker that lets several processes train; it takes no resources itself."""
 
+    _process: Ranks
+
     def _processes(self, inputs: Inputs) -> Ranks:
         return Ranks(inputs)
+
+    def cleanup(self) -> None:
+        self._process.end()
 
 
 class Ranks:
     """Several processes, each with a :class:`TrialProcess`, that are driven like a single one.
 
-    They serve one trial after another. An error in one of them ends them all, and the next trial starts new
-    ones.
+    They serve one trial after another, also after one that diverged. An error in one of them ends them all,
+    and the next trial starts new ones.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -55,10 +61,15 @@ class Ranks:
             self._launch()
         return self._order("begin", assignment)
 
-    def advance(self) -> Evaluation:
+    def advance(self) -> Evaluation | Failure:
         return self._order("advance")
 
     def close(self) -> None:
+        if self._board is not None:
+            self._order("close")
+
+    def end(self) -> None:
+        """End the processes."""
         if self._board is not None:
             ray.get(self._board.give.remote(None))
             assert self._fit is not None
@@ -105,7 +116,10 @@ def follow(inputs: Inputs, board: Any) -> None:
     process = TrialProcess(inputs, Group(rank, size, inputs.experiment.resources.parallelism))
     while (order := ray.get(board.take.remote(rank))) is not None:
         verb, arguments = pickle.loads(order)
-        outcome = getattr(process, verb)(*arguments)
+        try:
+            outcome = getattr(process, verb)(*arguments)
+        except DivergedError as error:  # all ranks have the same loss, so they are still in step
+            outcome = failure(error)
         if rank == 0:
             ray.get(board.report.remote(pickle.dumps(outcome)))
 

@@ -13,10 +13,9 @@ from scipy.special import log_softmax
 
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.history import TrialHistory
+from results.evaluation import Checkpoint, Evaluation, TestOutcome
 from results.schema import METRICS
 from results.store import Row, TrialRecord
-from trainables.checkpoints import Checkpoint
-from trainables.trial import Evaluation, TestOutcome
 
 CURVE_COLUMNS = [field.name for field in fields(Evaluation) if field.name in METRICS.names]
 """The fields of an evaluation that the metrics table holds."""

@@ -95,8 +95,11 @@ def _say(error: BaseException | None) -> None:
 def _remove_orphans(runs: Path) -> None:
     """Remove the files of processes that were killed."""
     for path in runs.iterdir():
+        pid = path.name.partition("-")[0]
+        if not pid.isdecimal():
+            continue  # not ours
         try:
-            os.kill(int(path.name.partition("-")[0]), 0)
+            os.kill(int(pid), 0)
         except ProcessLookupError:
             shutil.rmtree(path, ignore_errors=True)
         except PermissionError:

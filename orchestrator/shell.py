@@ -12,9 +12,9 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 
 from orchestrator.assignment import Assignment
 from orchestrator.reports import DAMAGE, ERROR, EVALUATION, OBJECTIVE, POINT, STATUS
+from results.evaluation import Evaluation
 from results.hyperparameters import describe_hyperparameters
 from results.schema import Status
-from trainables.evaluation import Evaluation
 
 
 class ProcessDiedError(RuntimeError):

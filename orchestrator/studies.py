@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.budget import Purse
 from orchestrator.experiment import Assignment, Experiment, derive_seed
-from orchestrator.reports import OBJECTIVE, STATUS, learned
+from orchestrator.reports import OBJECTIVE, STATUS, WORST, learned
 
 SamplerName = Literal["tpe", "gp", "random", "cmaes"]
 
@@ -149,7 +149,7 @@ class MethodStudies:
 
     def _replay_finished(self, again: Assignment, recorded: Assignment, objective: float | None) -> None:
         study = self._studies[again.method]
-        self._count_failures(again.method, not objective)
+        self._count_failures(again.method, objective)
         if recorded.hyperparameters == again.hyperparameters:
             result = None if objective is None else {OBJECTIVE: objective}
             study.on_trial_complete(again.trial_id, result, error=objective is None)
@@ -195,7 +195,9 @@ class MethodStudies:
         # A method whose every trial fails before it has spent anything must end, too.
         return not self._purse.is_empty(method) and self._failures[method] < self._trials
 
-    def _count_failures(self, method: str, has_failed: bool) -> None:
+    def _count_failures(self, method: str, objective: float | None) -> None:
+        """Count the trials in a row that failed: those of which a study learns nothing, or the worst."""
+        has_failed = objective is None or objective == WORST
         self._failures[method] = self._failures[method] + 1 if has_failed else 0
 
     def _assign(self, method: str, number: int) -> Assignment:
@@ -220,7 +222,7 @@ class MethodStudies:
             self._seconds[trial.method].append(result.get(TIME_TOTAL_S, 0.0))
         result = result or {}
         objective = None if error else learned(result.get(STATUS), result.get(OBJECTIVE))
-        self._count_failures(trial.method, not objective)
+        self._count_failures(trial.method, objective)
         study, failed = self._studies[trial.method], objective is None
         if trial.trial_id in self._foreign:
             study.add_evaluated_point(dict(trial.hyperparameters), objective or 0.0, error=failed)

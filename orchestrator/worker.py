@@ -22,6 +22,7 @@ from orchestrator.settings import ResourceSettings
 from orchestrator.shared_storage import check_directory
 from orchestrator.shell import Driven, Failure, ProcessDiedError, Start, TrialShell
 from orchestrator.states import read_state, save_state
+from results.evaluation import Evaluation
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import give_back_memory
@@ -30,7 +31,6 @@ from trainables.state import TrialState
 from trainables.stretch import Course, Stretch
 from trainables.trial import (
     CPU,
-    Evaluation,
     TrialInputs,
     TrialSpec,
     failure_status,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainables.evaluation import Checkpoint as Checkpoint
+from results.evaluation import Checkpoint
 from trainables.parallel import ALONE, Group, own_part, whole
 
 

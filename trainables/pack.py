@@ -9,9 +9,9 @@ from typing import Final
 
 import torch
 
+from results.evaluation import Evaluation
 from trainables.base_model import BaseModel
 from trainables.batches import Batch
-from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch
 from trainables.shared_base import Guest, NotTogetherError, SharedBase, make_guest
 from trainables.stretch import Course, Stretch, take_step

@@ -117,9 +117,10 @@ class SharedBase:
     def __init__(self, base: BaseModel, first: Guest) -> None:
         self._device = first.trained.device
         self._model = build_model(base, seed=0)
-        nn.Module.to(self._model, self._device).requires_grad_(False)
         self._model.train()
         self._masks = Masks(self._model, longest=1)  # guests have masks drawn ahead, or no dropout
+        self._lend(first)
+        nn.Module.to(self._model, self._device).requires_grad_(False)
         self._guests: list[Guest] = []  # in the order of rows of the stacks
         self._stacks = Stacks({}, 0, self._device)
         self._of_adapters: dict[tuple[int | None, ...], torch.Tensor] = {}  # the current step's masks
@@ -127,12 +128,19 @@ class SharedBase:
         self._pad_token_id: int = self._model.config.pad_token_id
         self._adapters: dict[str, StackedAdapters] = {}  # of these guests, by layer
         self._anchor = torch.zeros((), device=self._device, requires_grad=True)
+
+    def _lend(self, first: Guest) -> None:
+        """Compute linear layers by those of a guest and by stacks; drop the model's own, unquantized ones."""
         heads = tuple(f"{name}." for name in head_modules(self._model))
         for name, module in self._model.named_modules():
             if name in first.linear:
                 vars(module)["forward"] = partial(self._linear, name, first.linear[name])
             elif isinstance(module, nn.Linear) and f"{name}.".startswith(heads):
                 vars(module)["forward"] = partial(self._head, name)
+            else:
+                continue
+            for key, own in list(module.named_parameters(recurse=False)):
+                setattr(module, key, nn.Parameter(own.new_empty(0), requires_grad=False))
 
     @property
     def guests(self) -> Sequence[Guest]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from results.evaluation import Evaluation
 from trainables.batches import Batch
-from trainables.evaluation import Evaluation
 from trainables.measure import Stopwatch, large_blocks_apart
 from trainables.parallel import total
 from trainables.settings import TrainingSettings

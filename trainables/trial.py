@@ -13,15 +13,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from results.evaluation import Checkpoint, Evaluation, TestOutcome
 from results.schema import Status
 from trainables.base_model import BaseModel, build_model, own_trainable_parameters, recompute_activations
 from trainables.batches import Batch, batches, training_batches
-from trainables.checkpoints import Checkpoint, Elsewhere, load_checkpoint, save_checkpoint
+from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.dropout import draw_ahead
 from trainables.errors import DivergedError
-from trainables.evaluation import Evaluation as Evaluation
-from trainables.evaluation import TestOutcome as TestOutcome
 from trainables.features import Features, remember_features
 from trainables.measure import (
     Stopwatch,

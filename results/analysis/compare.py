@@ -162,10 +162,11 @@ def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") 
     trials = results.trials
     searched = trials[(trials.experiment == experiment) & (trials.phase == "search")].method.unique()
     missing = [str(method) for method in searched if method not in by_method]
-    so_far = f" Not confirmed, so not compared: {_list(missing)}." if missing else ""
+    so_far = _against_guessing(results, experiment, by_method) if metric == "test_accuracy" else ""
+    so_far += f" Not confirmed, so not compared: {_list(missing)}." if missing else ""
     so_far += _list_failed(failed)
     if not others:
-        return f"{has}.{so_far or ' It is the only method.'}"
+        return f"{has}.{so_far if missing else ' It is the only method.' + so_far}"
     table = compare(results, metric)
     table = table[table.experiment == experiment]
     involved = table[(table.method_a == best) | (table.method_b == best)]
@@ -174,6 +175,16 @@ def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") 
     only = only if involved.seeds.max() == 1 else ""
     split = f" {ON_THIS_SPLIT.capitalize()}." if metric in OF_VALIDATION else ""
     return f"{has}; as tuned here, it {_against(best, involved.loc[others], metric)}.{only}{split}{so_far}"
+
+
+def _against_guessing(results: ResultSet, experiment: str, by_method: Mapping[str, Sample]) -> str:
+    """Say what the most frequent label as the only answer scores on test, and who may be no better."""
+    predictions = results.predictions[results.predictions.experiment == experiment]
+    labels = predictions[predictions.trial_id == predictions.trial_id.iloc[0]].label
+    share = float(labels.value_counts(normalize=True).iloc[0])
+    said = f" Always answering {labels.mode()[0]!r} scores {level(share, 'test_accuracy')}"
+    doubtful = [method for method, sample in by_method.items() if not estimate(sample).low > share]
+    return said + (f"; {_list(doubtful)} may be no better." if doubtful else ".")
 
 
 def _against(best: str, pairs: pd.DataFrame, metric: str) -> str:

@@ -72,7 +72,7 @@ def test_a_run_that_dies_twice_is_the_run_that_did_not(experiment: Path, tmp_pat
     state.write_bytes(content)
 
     out = finish(start("--resume", directory))
-    assert "trials are done, 1 go on" in out
+    assert "done, 1 goes on" in out
     assert "not what was written; it went on from its beginning" in out
     assert_same(directory, tmp_path / "runs" / "whole")
     assert load(directory).trials.set_index("trial_id").ended_at[ended.index].equals(ended), "ran again"

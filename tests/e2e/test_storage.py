@@ -80,7 +80,7 @@ def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_whi
     out = finish(resumed)
 
     assert out.count("cannot be written") == out.count("can be written again") == 1
-    assert f"{run.uri}: 0 trials are done, 1 go on" in out
+    assert f"{run.uri}: 0 trials are done, 1 goes on" in out
     assert f"report: {run.uri}/report/index.html" in out
     assert_same_tables(run.uri, tmp_path / "runs" / "small")
     found = load(run.uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from pathlib import Path
 
@@ -88,3 +89,5 @@ def test_a_model_in_parts_is_trained_and_what_diverges_is_a_row(experiment: Path
     assert trials.retries.sum() == 0
     assert "loss became nan" in trials.error["wild"]
     assert "1 failed" in out
+    said = (tmp_path / "runs" / "small" / "log.txt").read_text()
+    assert len(set(re.findall(r"_Controller pid=(\d+)", said))) == 1, "a trial that diverges ends no process"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from orchestrator.budget import Purse
 from orchestrator.reports import POINT
 from orchestrator.settings import BudgetSettings
-from trainables.trial import Evaluation
+from results.evaluation import Evaluation
 
 
 def point(examples: int, seconds: float = 0.0) -> Evaluation:

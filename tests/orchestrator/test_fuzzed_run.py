@@ -25,11 +25,10 @@ from orchestrator.resume import earlier_trials, read_run, recorded_trials
 from orchestrator.rows import Provenance, trial_record
 from orchestrator.run import main
 from results import load
+from results.evaluation import Checkpoint, Evaluation
+from results.evaluation import TestOutcome as Judged
 from results.store import Snapshots, write_record
-from trainables.checkpoints import Checkpoint
 from trainables.embedded import cache_directory
-from trainables.trial import Evaluation
-from trainables.trial import TestOutcome as Judged
 
 fuzzed = settings(
     max_examples=3 * settings().max_examples,  # 'make soak' has another profile

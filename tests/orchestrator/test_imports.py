@@ -15,3 +15,15 @@ print([name for name in ("statsmodels", "moocore", "results.analysis") if name i
 def test_trials_begin_before_what_analyses_them_is_imported() -> None:
     told = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[-1] == "[]"
+
+
+FORWARDING = """
+import sys
+import orchestrator.packs
+print([name for name in ("torch", "transformers", "optuna") if name in sys.modules])
+"""
+
+
+def test_the_worker_of_a_packed_trial_imports_nothing_that_trains() -> None:
+    told = subprocess.run([sys.executable, "-c", FORWARDING], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "[]"

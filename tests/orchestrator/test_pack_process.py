@@ -17,8 +17,8 @@ from orchestrator.experiment import Assignment, Experiment
 from orchestrator.pack_process import PackProcess
 from orchestrator.prepare import prepare
 from orchestrator.worker import Inputs, share
+from results.evaluation import Evaluation
 from tests.conftest import data_settings
-from trainables.evaluation import Evaluation
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from rich.console import Console
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.history import TrialHistory
 from orchestrator.progress import Display
-from trainables.trial import Evaluation
+from results.evaluation import Evaluation
 
 METHODS = ("head", "full")
 TRIALS = 8

@@ -21,7 +21,7 @@ from orchestrator.studies import (
     make_sampler,
     make_study,
 )
-from trainables.trial import Evaluation
+from results.evaluation import Evaluation
 
 TRIALS = 6
 SPACES = {

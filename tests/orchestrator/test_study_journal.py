@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.history import TrialHistory
 from orchestrator.study_journal import STUDIES_FILE, StudyJournal
-from trainables.trial import Evaluation
+from results.evaluation import Evaluation
 
 EXPERIMENT = Experiment.model_validate({"name": "demo", "methods": {"full": {}, "lora": {}}})
 HYPERPARAMETERS = {

@@ -10,11 +10,12 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from results.evaluation import Evaluation
 from trainables.base_model import BaseModel, load_base, load_tokenizer
 from trainables.data import TokenizedData, load_data, read_data
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.trial import Evaluation, TrialInputs, TrialSpec, failure_status, run_trial
+from trainables.trial import TrialInputs, TrialSpec, failure_status, run_trial
 
 pytestmark = pytest.mark.cuda
 

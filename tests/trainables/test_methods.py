@@ -18,10 +18,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
+from results.evaluation import Checkpoint, Evaluation
 from trainables import training
 from trainables.base_model import BaseModel, build_model, load_base, load_tokenizer
 from trainables.batches import Batch, batches, training_batches
-from trainables.checkpoints import Checkpoint
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
@@ -29,7 +29,7 @@ from trainables.quantization import quantize, with_quantized
 from trainables.scoring import Scores, evaluate
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.training import RandomStream, Trained, forward, make_optimizer, train_step
-from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial, set_up, wrap_base
+from trainables.trial import TrialInputs, TrialSpec, run_trial, set_up, wrap_base
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from trainables.base_model import BaseModel, load_base, load_tokenizer
+from results.evaluation import Evaluation
+from trainables.base_model import LINEAR_LAYERS, BaseModel, load_base, load_tokenizer
 from trainables.data import TokenizedData, load_data, read_data
 from trainables.errors import DivergedError
 from trainables.methods import METHODS
@@ -29,7 +30,7 @@ from trainables.pack import Outcome, Pack
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
 from trainables.stretch import Course
-from trainables.trial import CPU, Evaluation, TrialInputs, TrialSpec, run_trial, trial_course
+from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial, trial_course
 
 STEPS = 56
 WORDS = 14
@@ -145,6 +146,9 @@ def test_trials_train_together_as_alone(
     assert not run.said, "each shares a pass"
     assert len(run.pack._shared) == len({(trial.kind == "head", trial.kind == "qlora") for trial in trials})
     assert all(trial.training.epochs * 8 == STEPS for trial in trials)
+    for shared in run.pack._shared.values():
+        linear = [layer for layer in shared._model.modules() if isinstance(layer, LINEAR_LAYERS)]
+        assert not sum(layer.weight.numel() for layer in linear), "a trial's own are used"
     for trial in trials:
         assert_as_alone(run, trial, *inputs, device)
 

@@ -14,13 +14,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import multiprocessing
 
+from results.evaluation import Evaluation
 from trainables.base_model import load_base, load_tokenizer
 from trainables.data import load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE, Group, Parallelism
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
-from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial
+from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 # The last is the examples that go through the model at once; None is a rank's whole share.
 CASES: list[tuple[str, Parallelism, int | None]] = [

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from results.evaluation import Evaluation
 from trainables.base_model import BaseModel, load_base, load_tokenizer
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.state import TrialState
-from trainables.trial import Evaluation, TrialInputs, TrialSpec, run_trial
+from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 TIMED = ("train_seconds", "evaluation_seconds", "setup_seconds", "peak_memory_bytes", "checkpoint", "test")
 

@@ -1,4 +1,4 @@
-"""What a trial reports. Code that only passes reports on need not import what trains."""
+"""What a trial reports. Code that only passes reports on imports them from here, and nothing that trains."""
 
 from __future__ import annotations
 
