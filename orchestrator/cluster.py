@@ -97,6 +97,8 @@ def connect(address: str | None) -> Cluster:
         # Keep every port on loopback, as Ray does on macOS and Windows; on Linux, others could connect.
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.update(_worker_environment())
+        # Ray would start a process per core in advance, none of which has the variables of Tune's workers.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # 'local' starts a new cluster even if one runs here already, as on a cluster's head.
         context = ray.init("local", log_to_driver=True, logging_level=logging.ERROR)
     else:

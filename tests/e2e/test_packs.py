@@ -17,10 +17,11 @@ SEARCH = settings(
     "search.sampler=random",
     "search.early_stopping=none",
     "search.trials=1",
-    "resources.max_concurrent=3",
     "training.epochs=16",
 )
 METHODS = ("--methods", "head,lora,qlora")
+ALONE = settings("resources.max_concurrent=1")
+PACKED = settings("resources.max_concurrent=3", "resources.trials_per_pack=3")
 
 
 def pack_of(pid: int) -> psutil.Process | None:
@@ -35,10 +36,8 @@ def pack_of(pid: int) -> psutil.Process | None:
 def test_a_pack_that_is_killed_gives_the_results_of_trials_by_themselves(
     experiment: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    finish(start(experiment, "--name", "alone", *SEARCH, *METHODS))
-    process = start(
-        experiment, "--name", "packed", *SEARCH, *METHODS, *settings("resources.trials_per_pack=3")
-    )
+    finish(start(experiment, "--name", "alone", *SEARCH, *METHODS, *ALONE))
+    process = start(experiment, "--name", "packed", *SEARCH, *METHODS, *PACKED)
     directory = tmp_path / "runs" / "packed"
     wait_for_evaluations(directory, "qlora-000", more=3)
     wait_for(lambda: pack_of(process.pid)).kill()

@@ -27,7 +27,7 @@ ONE_SLOT = [
     *settings("search.grace_evaluations=3"),
     *("--methods", "full,lora"),
 ]
-"""Deterministic: each suggestion has seen the results of all trials before it."""
+"""The default search, deterministic with one slot: each suggestion has seen the results of all before it."""
 
 
 def changes(directory: Path) -> set[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""A run beside secrets: they are in nothing that it leaves, and its ports are this machine's own."""
+"""A run that logs everywhere, beside secrets: loggers have its numbers, and nothing it leaves a secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,7 +57,7 @@ def run(
         "name": "small",
         "model": {"path": str(model_directories["gpt2"])},
         "data": data_settings(data_files),
-        "training": {"epochs": 1},
+        "training": {"epochs": 1, "batch_size": 8},
         "search": {"trials": 1},
         "confirm": {"seeds": 1},
         "methods": {"head": {}, "wild": {"kind": "full", "learning_rate": 1e30}},
@@ -78,6 +80,7 @@ def run(
         time.sleep(0.3)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
+    assert "logging." not in printed
     yield Run(place / "runs" / "small", temporary, printed, frozenset(listening))
     shutil.rmtree(temporary)
 
@@ -90,6 +93,46 @@ def _listening(pid: int) -> set[str]:
                 connections = one.net_connections("inet")
                 found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
     return found
+
+
+TRIALS = ["head-000", "head-seed0", "wild-000"]
+NUMBERS = ("validation_accuracy", "validation_loss", "train_loss", "peak_memory_bytes", "train_seconds")
+
+
+def curve(run: Run, trial: str, name: str) -> dict[int, Any]:
+    rows = pd.read_parquet(run.directory / "metrics.parquet").set_index("trial_id").loc[[trial]]
+    return dict(zip(rows.step, rows[name], strict=True))
+
+
+def test_tensorboard_has_the_curves(run: Run) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    directory = run.directory / "tensorboard"
+    assert sorted(path.name for path in directory.iterdir()) == TRIALS
+    events = accumulator.EventAccumulator(str(directory / "head-000")).Reload()
+    for name in NUMBERS:
+        logged = {event.step: event.value for event in events.Scalars(f"ray/tune/{name}")}
+        assert logged == pytest.approx(curve(run, "head-000", name), rel=1e-6)  # of float32
+    confirmed = accumulator.EventAccumulator(str(directory / "head-seed0")).Reload()
+    assert len(confirmed.Scalars("ray/tune/test_accuracy")) == 1
+
+
+def test_mlflow_has_the_curves_the_hyperparameters_and_what_became_of_trials(run: Run) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run.directory.parent}/mlflow.db")
+    tracked = client.get_experiment_by_name("small")
+    runs = {one.info.run_name: one for one in client.search_runs([tracked.experiment_id])}
+    assert {name: one.info.status for name, one in runs.items()} == {
+        **dict.fromkeys(TRIALS, "FINISHED"),
+        "wild-000": "FAILED",
+    }
+    parameters = runs["head-000"].data.params
+    assert parameters.keys() == {"method", "phase", "seed", "learning_rate"}
+    assert float(parameters["learning_rate"]) == 1e-3
+    for name in NUMBERS:
+        history = client.get_metric_history(runs["head-000"].info.run_id, name)
+        assert {one.step: one.value for one in history} == curve(run, "head-000", name)
 
 
 def shown(text: bytes) -> list[str]:
