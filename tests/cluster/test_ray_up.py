@@ -97,8 +97,8 @@ def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
             "columns": ["sentence", "label"],
             **{split: str(ONLY / file.name) for split, file in data.items()},
         },
-        # Longer than a worker takes to start: a shorter trial would be over before another node has one.
-        "training": {"epochs": 200, "batch_size": 4, "evaluations_per_epoch": 1},
+        # Longer than a worker takes to start: else the last trial would go to a node that has one already.
+        "training": {"epochs": 80, "batch_size": 4, "evaluations_per_epoch": 1},
         "search": {"trials": 2, "early_stopping": "none"},
         "confirm": {"seeds": 1},
         "methods": {"full": {}, "lora": {"rank": [2, 4]}},
@@ -231,7 +231,8 @@ def test_a_job_uses_all_hosts(cluster: Cluster) -> None:
 
 def test_a_host_that_joins_is_used_and_one_that_leaves_loses_nothing(cluster: Cluster) -> None:
     directory = cluster.site.shared / "runs" / "long"
-    with submitted(cluster, "long", "search.trials=4") as job:
+    # Trials that are longer than a host takes to join.
+    with submitted(cluster, "long", "search.trials=4", "training.epochs=200") as job:
         wait_for(lambda: nodes_of(directory) == {"host1", "host2", "host3"} or job.poll() is not None)
         assert job.poll() is None, job.communicate()
         cluster.site.add_host(4)
