@@ -14,7 +14,7 @@ from orchestrator.cluster import Cluster, connect, names_cluster
 from orchestrator.experiment import Experiment
 from orchestrator.history import NOTHING, Earlier
 from orchestrator.loading import load_continued, load_experiment, place_of, with_free_name
-from orchestrator.nodes import node_types, this_machine
+from orchestrator.nodes import this_machine
 from orchestrator.ownership import only_driver
 from orchestrator.prepare import Prepared, check_fingerprints, prepare
 from orchestrator.reservations import check_resources
@@ -147,7 +147,7 @@ def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cl
         if not experiment.resources.auto and experiment.resources.memory_per_trial is None:
             return None
     cluster = connect(options.address)
-    check_resources(experiment, [*cluster.nodes, *node_types()], where)
+    check_resources(experiment, cluster.nodes, where, cluster.to_come)
     if joins and not options.dry_run:
         check_shared(experiment, where)
     return cluster

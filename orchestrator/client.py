@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,15 @@ class Command:
 
     Arguments:
         arguments: what follows ``python -m orchestrator.run``.
-        files: contents of files, by the names that the arguments use.
+        file: name and content of the experiment's file, if there is one.
     """
 
-    def __init__(self, arguments: Sequence[str], files: dict[str, str]) -> None:
-        for name, text in files.items():
-            Path(name).write_text(text)  # in this job's own working directory
+    def __init__(self, arguments: Sequence[str], file: tuple[str, str] | None) -> None:
+        if file:  # not in the working directory, which jobs of equal code share
+            name, text = file
+            path = Path(tempfile.mkdtemp(prefix="experiment-")) / name
+            path.write_text(text, encoding="utf-8")
+            arguments = [str(path), *arguments]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.run", *arguments, "--address", "auto"],
             stdout=subprocess.PIPE,
@@ -79,7 +83,7 @@ class Command:
         return self._process.wait()
 
 
-def _command_line(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+def _command_line(options: argparse.Namespace) -> tuple[list[str], tuple[str, str] | None]:
     arguments = [part for override in options.overrides for part in ("--set", override)]
     arguments += [
         f"--{name}={getattr(options, name)}"
@@ -89,9 +93,9 @@ def _command_line(options: argparse.Namespace) -> tuple[list[str], dict[str, str
     arguments += ["--trust-owner"] if options.trust_owner else []
     arguments += ["--dry-run"] if options.dry_run else []
     if options.experiment is None:
-        return arguments, {}
+        return arguments, None
     try:
         text = options.experiment.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError([f"{options.experiment}: could not be read: {error}"]) from None
-    return [options.experiment.name, *arguments], {options.experiment.name: text}
+    return arguments, (options.experiment.name, text)

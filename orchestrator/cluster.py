@@ -24,7 +24,7 @@ from ray.exceptions import AuthenticationError, RpcError
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from orchestrator.nodes import Node, alive_nodes
+from orchestrator.nodes import Node, alive_nodes, node_types
 
 CONNECT_SECONDS = 10
 """How long an address may take to answer."""
@@ -61,6 +61,7 @@ class Cluster:
     nodes: tuple[Node, ...]
     is_joined: bool  # existed before the run, and may gain or lose nodes during it
     dashboard: str | None  # address of the Ray dashboard's page
+    to_come: tuple[Node, ...] = ()  # all nodes that the autoscaler may start, those that are there included
 
     def slots(self, experiment: Experiment) -> int:
         """Return how many trials run at once on the present nodes."""
@@ -113,6 +114,7 @@ def connect(address: str | None) -> Cluster:
         nodes=alive_nodes(),
         is_joined=address is not None,
         dashboard=f"http://{dashboard}" if dashboard else None,
+        to_come=node_types() if address is not None else (),
     )
 
 

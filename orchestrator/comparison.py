@@ -54,7 +54,8 @@ def run_comparison(beginning: Beginning, mirror: Mirror | None, console: Console
     finally:
         ray.shutdown()
     here, spent = [trial for trial in trials.values() if trial.starts_after(started)], None
-    if here and not cluster.is_joined:  # nodes of a joined cluster come and go
+    # Nodes of a joined cluster come and go; of a trial that continued, the time spent before is not known.
+    if here and not cluster.is_joined and not beginning.earlier.unfinished:
         slots = math.ceil(cluster.slots(experiment) / experiment.resources.pack_size)
         spent = time_spent(here, slots, started, time.time() - started)
     return _show(experiment, is_whole, spent, console, say)

@@ -22,7 +22,7 @@ from orchestrator.settings import (
     SearchSettings,
 )
 from results.remote import StorageError, below, check_uri, is_uri, name_and_parent
-from search_spaces import default_space, extremes, nearest, parse_distribution
+from search_spaces import between, default_space, extremes, nearest, parse_distribution
 from search_spaces.parsing import parse_names, split_names
 from trainables.embedded import cache_directory
 from trainables.methods import METHODS
@@ -260,8 +260,9 @@ def _parse_hyperparameter(name: str, value: object) -> BaseDistribution:
 
 
 def _check_values(kind: str, name: str, value: object) -> None:
-    """Check every choice, or both ends of a range, against the method's or the training settings."""
-    for choice in extremes(_parse_hyperparameter(name, value)):
+    """Check every choice, or a range's ends and a value between, as the trial's settings do."""
+    distribution = _parse_hyperparameter(name, value)
+    for choice in (*extremes(distribution), *between(distribution)):
         if isinstance(choice, int) and abs(choice) > LARGEST:
             raise ValueError(f"expected a number of at most {LARGEST}, got {choice}")
         given = {name: split_names(choice) if name == "target_modules" else choice}

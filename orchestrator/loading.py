@@ -32,22 +32,26 @@ MOST_VALUES, MOST_LEVELS = 100_000, 30
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML whose keys are text, each of them given once."""
+    """Reads YAML whose keys are text, each of them given once; what ``<<`` merges in may be overridden."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
+    own = [key_node for key_node, _ in node.value if key_node.tag != "tag:yaml.org,2002:merge"]
+    loader.flatten_mapping(node)  # puts what is merged in first
     mapping: dict[Any, Any] = {}
+    keys: set[str] = set()
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key!r} is not text", key_node.start_mark
             )
-        if key in mapping:
+        if key in keys:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key!r} appears twice", key_node.start_mark
             )
+        if any(key_node is one for one in own):
+            keys.add(key)
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 

@@ -274,15 +274,18 @@ def fetch(uri: str, directory: Path, tidies: bool = True) -> dict[str, Stamp | N
     are fetched, as directories in ``states/``. ``tidies`` removes from the URI what a driver that died still
     had to remove, and states that are newer than their trial's record.
 
-    Returns the files that are at the URI, with their stamps in the copy; None for one that may differ.
+    Returns the files that are at the URI, with their stamps in the copy; None for one that may differ. If no
+    run is there, nothing is touched.
 
     Raises:
-        ExperimentError: if the storage cannot be read or holds no run, or another machine runs it.
+        ExperimentError: if the storage cannot be read, or another machine runs it.
     """
     try:
         remote = RemoteDirectory(uri)
         _check_silent(directory, remote)
         own = _is_newest(directory, remote)
+        if not own and not remote.has("experiment.json"):
+            return {}
         files = remote.files()
         copied = [name for name in files if name.partition("/")[0] not in (*WORKERS_OWN, DRIVER_FILE)]
         if not own:
@@ -332,7 +335,7 @@ def _tidy(directory: Path, remote: RemoteDirectory | None, files: Iterable[str])
     """Remove workers' files that belong to no record, and list the states that stay as directories."""
     shutil.rmtree(directory / "states", ignore_errors=True)
     records = {str(record.trial["trial_id"]): record for record in read_journal(directory)}
-    parts = [file.split("/") for file in files]
+    parts = [part for file in files if len(part := file.split("/")) > 2]
     unknown = []
     for trial_id, name in sorted({(part[1], part[2]) for part in parts if part[0] == "states"}):
         record, evaluation = records.get(trial_id), name.partition("-")[0]

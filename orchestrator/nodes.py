@@ -81,7 +81,7 @@ def node_types() -> tuple[Node, ...]:
     return tuple(
         Node.of(name, kind["resources"])
         for name, kind in types.items()
-        if kind["resources"]
+        if kind.get("resources")
         for _ in range(kind.get("max_workers", 0))
     )
 

@@ -48,7 +48,7 @@ def only_driver(directory: Path) -> Iterator[None]:
     """Lock a run directory while this process runs its trials; if it dies, the lock is released.
 
     Raises:
-        ExperimentError: if another process holds the lock.
+        ExperimentError: if another process holds the lock, or the directory cannot be written.
     """
     lock = FileLock(directory / LOCK_FILE)
     try:
@@ -57,6 +57,8 @@ def only_driver(directory: Path) -> Iterator[None]:
         raise ExperimentError(
             [f"{directory}: another process is running it; expected one at a time: wait for it, or end it"]
         ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ExperimentError([f"{directory}: cannot be written: {error}"]) from None
     try:
         yield
     finally:

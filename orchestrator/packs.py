@@ -12,10 +12,11 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.assignment import Assignment
+from orchestrator.lost_workers import as_death
 from orchestrator.shell import Failure, ProcessDiedError, Start, TrialShell
 from results.evaluation import Evaluation
 
@@ -64,8 +65,10 @@ class Seat:
     def _order(self, verb: str, *arguments: Any) -> Any:
         try:
             return ray.get(self._pack.order.remote(os.getpid(), verb, *arguments))
-        except RayActorError as error:
-            raise ProcessDiedError(f"the process of its pack died: {error}") from error
+        except RayError as error:
+            if isinstance(death := as_death(error), RayActorError):
+                raise ProcessDiedError(f"the process of its pack died: {death}") from error
+            raise
 
 
 def open_packs(inputs: Inputs, resources: ResourceSettings) -> Any:
@@ -105,7 +108,9 @@ class Packs:
                 try:
                     if await asyncio.wait_for(pack.seat.remote(worker), ANSWER_SECONDS):
                         return pack
-                except (RayActorError, TimeoutError):
+                except (RayError, TimeoutError) as error:
+                    if isinstance(error, RayTaskError):
+                        raise
                     ray.kill(pack)
                     packs.remove(pack)
             pack = PackActor.options(  # type: ignore[attr-defined]  # an actor

@@ -15,7 +15,7 @@ from orchestrator.cluster import Cluster
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.fitting import LESS_MEMORY, MARGIN, fit
-from orchestrator.nodes import Node, alive_nodes, node_types
+from orchestrator.nodes import Node, alive_nodes
 from orchestrator.prepare import Prepared
 from orchestrator.reservations import check_resources
 from orchestrator.worker import Inputs, share
@@ -68,18 +68,25 @@ def fit_resources(
     Raises:
         ExperimentError: naming the methods that do not fit or whose probe failed, or GPUs of several types.
     """
-    _check_alike((*cluster.nodes, *node_types()), where)
+    everywhere = (*cluster.nodes, *cluster.to_come)
+    _check_alike(everywhere, where)
+    gpus = 1 if any(node.gpus for node in everywhere) else 0
+    check_resources(_with(experiment, gpus_per_trial=gpus), cluster.nodes, where, cluster.to_come)
     report(f"resources: auto: measuring {', '.join(experiment.methods)}, each in a process of its own")
     try:
-        peaks = _probe_all(share(experiment, prepared, experiment.run_directory), prepared, cluster)
+        peaks = _probe_all(share(experiment, prepared, experiment.run_directory), prepared, gpus)
         nodes = alive_nodes()  # a node may have joined because a probe waited for it
         found = fit(peaks, max(node.memory for node in nodes))
     except ExperimentError as error:
         raise ExperimentError([f"{where}: {problem}" for problem in error.problems]) from None
-    resources = experiment.resources.model_copy(update={"auto": False, **asdict(found)})
-    fitted = experiment.model_copy(update={"resources": resources})
-    check_resources(fitted, [*nodes, *node_types()], where)
+    fitted = _with(experiment, auto=False, **asdict(found))
+    check_resources(fitted, nodes, where, cluster.to_come)
     return Fitted(fitted, peaks, replace(cluster, nodes=nodes).slots(fitted))
+
+
+def _with(experiment: Experiment, **resources: Any) -> Experiment:
+    changed = experiment.resources.model_copy(update=resources)
+    return experiment.model_copy(update={"resources": changed})
 
 
 def _check_alike(nodes: Sequence[Node], where: str) -> None:
@@ -94,15 +101,15 @@ def _check_alike(nodes: Sequence[Node], where: str) -> None:
         )
 
 
-def _probe_all(inputs: Inputs, prepared: Prepared, cluster: Cluster) -> dict[str, Peak]:
-    """Probe one method after another: two at once might not fit where one does."""
+def _probe_all(inputs: Inputs, prepared: Prepared, gpus: int) -> dict[str, Peak]:
+    """Probe one method after another, each on so many GPUs: two at once might not fit where one does."""
     experiment = inputs.experiment
     specs = {method: heaviest_trial(experiment, prepared.base, method) for method in experiment.methods}
     peaks: dict[str, Peak] = {}
     problems: list[str] = []
     for method, spec in specs.items():
         try:
-            peaks[method] = _probe_apart(spec, inputs, cluster)
+            peaks[method] = _probe_apart(spec, inputs, gpus)
         except ExperimentError as error:
             problems += error.problems
     if problems:
@@ -129,7 +136,7 @@ def _probe(spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: Bas
     return probe(spec, data, test, base, torch.device("cuda" if on_gpu else "cpu"))
 
 
-def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
+def _probe_apart(spec: TrialSpec, inputs: Inputs, gpus: int) -> Peak:
     """Probe in a worker process of its own, which ends afterwards.
 
     Raises:
@@ -137,7 +144,7 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, cluster: Cluster) -> Peak:
     """
     remote: Any = ray.remote(
         num_cpus=inputs.experiment.resources.cpus_per_trial,
-        num_gpus=1 if any(node.gpus for node in (*cluster.nodes, *node_types())) else 0,
+        num_gpus=gpus,
         max_calls=1,
         max_retries=0,
     )(_probe)

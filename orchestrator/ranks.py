@@ -57,8 +57,12 @@ class Ranks:
         self._fit: Thread | None = None
 
     def begin(self, assignment: Assignment) -> Start:
-        if self._board is None:
-            self._launch()
+        if self._board is not None:
+            try:
+                return self._order("begin", assignment)
+            except ProcessDiedError:  # since the last trial
+                pass
+        self._launch()
         return self._order("begin", assignment)
 
     def advance(self) -> Evaluation | Failure:

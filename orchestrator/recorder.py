@@ -99,13 +99,12 @@ class Recorder(tune.Callback):
             self.on_trial_start(0, [], trial)
         history = self.trials[trial_id]
         lost = time.monotonic() - self._kept_at[trial_id]
-        retried = replace(history, retries=history.retries + 1, lost_seconds=history.lost_seconds + lost)
-        self._update(retried)
+        self._update(replace(history, retries=history.retries + 1, lost_seconds=history.lost_seconds + lost))
         point = len(history.curve)
         self._report(
             f"{trial_id}: {_error_of(trial).splitlines()[0]}; it goes on from"
             f" {f'evaluation {point}' if point else 'its beginning'} in another process, try"
-            f" {retried.retries + 1} of {self._experiment.resources.max_failures + 1}"
+            f" {trial.num_failures + 1} of {self._experiment.resources.max_failures + 1}"
         )
 
     def on_trial_result(

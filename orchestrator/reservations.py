@@ -41,21 +41,25 @@ def worker_resources(resources: ResourceSettings) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
-def check_resources(experiment: Experiment, nodes: Sequence[Node], where: str = "experiment") -> None:
+def check_resources(
+    experiment: Experiment, nodes: Sequence[Node], where: str = "experiment", to_come: Sequence[Node] = ()
+) -> None:
     """Refuse trials that nodes have no room for; a worker cannot span several nodes.
 
     Arguments:
         experiment: has the resources that trials ask for.
         nodes: this machine, or the nodes of a cluster.
         where: how messages name the source of the settings.
+        to_come: all nodes that the autoscaler may start, those that are there included.
 
     Raises:
         ExperimentError: naming what is asked for and what there is.
     """
-    resources = experiment.resources
-    room, workers = sum(node.slots(resources) for node in nodes), resources.workers_per_trial
+    resources, workers = experiment.resources, experiment.resources.workers_per_trial
+    room = max(sum(node.slots(resources) for node in some) for some in (nodes, to_come))
     if room >= workers:
         return
+    nodes = [*nodes, *to_come]
     owner = f"{nodes[0].name} has" if len(nodes) == 1 else f"the largest of {len(nodes)} nodes has"
     asked = {
         "cpus_per_trial": (resources.cpus_per_trial, max(node.cpus for node in nodes), ""),

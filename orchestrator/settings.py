@@ -114,6 +114,10 @@ class ResourceSettings(Settings):
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:
+        if self.gpus_per_trial > 1 and not float(self.gpus_per_trial).is_integer():
+            raise ValueError(
+                f"gpus_per_trial: expected a part of one GPU or a whole number, got {self.gpus_per_trial:g}"
+            )
         if self.workers_per_trial > 1 and not float(self.gpus_per_trial).is_integer():
             raise ValueError(
                 f"gpus_per_trial: a trial of {self.workers_per_trial} workers needs whole GPUs for each, "

@@ -67,15 +67,16 @@ class TrialShell(tune.Trainable):
     """
 
     _process: Driven
+    _due: Assignment | None  # the trial, until it has begun
 
     def _open(self, config: dict[str, Any], process: Driven) -> None:
-        """Begin with the first trial."""
+        """Take the first trial."""
         self._process = process
-        self._start(config)
+        self._take(config)
         self._name = f"first trial: {self._title}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._start(new_config)
+        self._take(new_config)
         return True
 
     def cleanup(self) -> None:
@@ -84,26 +85,27 @@ class TrialShell(tune.Trainable):
     def __repr__(self) -> str:
         return self._name
 
-    def _start(self, config: dict[str, Any]) -> None:
-        assignment = Assignment.from_config(config)
+    def _take(self, config: dict[str, Any]) -> None:
+        """Take a trial, which begins in its first step: Tune retries what fails there, and times it."""
+        assignment = self._due = Assignment.from_config(config)
         self._title = f"{assignment.trial_id} {describe_hyperparameters(assignment.hyperparameters)}"
         for stream in (sys.stdout, sys.stderr):
             print(f"{LOG_PREFIX_ACTOR_NAME}{assignment.trial_id}", file=stream, flush=True)
-        start = self._process.begin(assignment)
-        self._damage = start.damage
-        self._best_accuracy = start.best_accuracy
 
     def _advance(self) -> Evaluation | Failure:
         return self._process.advance()
 
     def step(self) -> dict[str, Any]:
         setproctitle(f"ray::{self._title}")
+        damage = None
+        if self._due:
+            start, self._due = self._process.begin(self._due), None
+            self._best_accuracy, damage = start.best_accuracy, start.damage
         point = self._advance()
         if isinstance(point, Failure):
             self._process.close()
             return {STATUS: point.status, ERROR: point.error, "done": True}
         self._best_accuracy = max(self._best_accuracy, point.validation_accuracy)
-        damage, self._damage = self._damage, None
         return {
             POINT: point,
             **({DAMAGE: damage} if damage else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -50,11 +51,19 @@ def split_names(value: object) -> object:
 
 
 def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """Return both ends of a range, or every choice: if these are valid, all values are."""
+    """Return both ends of a range, or every choice."""
     if isinstance(distribution, CategoricalDistribution):
         return tuple(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     return (distribution.low, distribution.high)
+
+
+def between(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """Return a value inside a range of real numbers that need not be whole, even if both ends are."""
+    if not isinstance(distribution, FloatDistribution) or distribution.low == distribution.high:
+        return ()
+    distance = distribution.step or (distribution.high - distribution.low) / math.pi
+    return (distribution.low + distance,)
 
 
 def nearest(distribution: BaseDistribution, value: Any) -> Any:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import CTRLConfig, CTRLForSequenceClassification
 
+from orchestrator.errors import ExperimentError
+from orchestrator.loading import load_experiment
 from orchestrator.run import main
 from trainables.errors import InputError  # noqa: F401  # imported here so that the first case is not slow
 
@@ -123,6 +125,14 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         sets("methods.full.learning_rate={low: 0, high: 1, log: true}"),
         ("methods.full.learning_rate", "above 0"),
     ),
+    "range of whole numbers that is none": (
+        sets("methods.full.batch_size={low: 8, high: 1e2}"),
+        ("methods.full.batch_size: expected a valid integer", "got 37.28"),
+    ),
+    "one GPU and a half": (
+        sets("resources.gpus_per_trial=1.5"),
+        ("resources.gpus_per_trial: expected a part of one GPU or a whole number, got 1.5",),
+    ),
     "range without end": (sets("methods.lora.rank={low: 2}"), ("methods.lora.rank", "low and high")),
     "dropout of 1": (sets("methods.lora.dropout=1"), ("methods.lora.dropout", "less than 1")),
     "target module": (
@@ -131,7 +141,10 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "activations that cannot be computed again": (
         sets("model.path=./ctrl", "methods.lora.gradient_checkpointing=[true, false]"),
-        ("methods.lora.gradient_checkpointing: CTRLForSequenceClassification cannot", "expected false"),
+        (
+            "methods.lora.gradient_checkpointing: CTRLForSequenceClassification does not support",
+            "expected false",
+        ),
     ),
     "no value to set": (sets("search.trials"), ("--set search.trials", "KEY=VALUE")),
     "set below a value": (sets("name.x=1"), ("--set name.x=1", "name is a value")),
@@ -256,3 +269,19 @@ def test_dry_run_says_what_each_of_a_trials_workers_gets(
     workers = "resources={workers_per_trial: 4, cpus_per_trial: 0.25, parallelism: fsdp}"
     assert main(["good.yaml", "--dry-run", *sets(workers)]) == 0
     assert "each trial: 4 x (0.25 CPUs, 0 GPUs), fsdp" in capfd.readouterr().out
+
+
+def test_what_a_mapping_merges_in_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "merged.yaml"
+    file.write_text(
+        "methods:\n  lora: &small {rank: 8, alpha: 16}\n  big: {<<: *small, kind: lora, rank: 64}\n"
+    )
+    experiment = load_experiment(file)
+    assert experiment.first_trial("lora")["rank"] == 8
+    assert {name: experiment.first_trial("big")[name] for name in ("rank", "alpha")} == {
+        "rank": 64,
+        "alpha": 16,
+    }
+    file.write_text("methods:\n  lora: &small {rank: 8}\n  big: {<<: *small, rank: 64, rank: 32}\n")
+    with pytest.raises(ExperimentError, match="'rank' appears twice"):
+        load_experiment(file)

@@ -92,6 +92,17 @@ def test_what_no_node_has_room_for_is_refused(
     assert all(fragment in problem for fragment in fragments)
 
 
+def test_nodes_that_may_come_are_not_counted_twice() -> None:
+    """Of two machines of one GPU each that the autoscaler may start, one or both are there."""
+    gpu = Node("gpu", 1, 1)
+    two = Experiment.model_validate({"resources": {"workers_per_trial": 2, "gpus_per_trial": 1}})
+    four = Experiment.model_validate({"resources": {"workers_per_trial": 4, "gpus_per_trial": 1}})
+    for there in ([gpu], [gpu, gpu]):
+        check_resources(two, there, to_come=[gpu, gpu])
+        with pytest.raises(ExperimentError, match="workers_per_trial: asks for 4, but there is room for 2"):
+            check_resources(four, there, to_come=[gpu, gpu])
+
+
 def test_an_address_at_which_nothing_is(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]

@@ -209,7 +209,7 @@ def test_a_run_does_not_decide_whose_code_is_trusted(
     directory = write_run(load_experiment(None, settings))
     said = reproduce(directory, capfd)
     assert said.startswith(f"{directory}: ./brings-code brings Python code")
-    assert said.endswith("if you do, too: --set model.trust_remote_code=true")
+    assert said.endswith("if you do too, give --set model.trust_remote_code=true")
     trusting = reproduce(directory, capfd, "--set", "model.trust_remote_code=true")
     assert "no such directory: ./brings-code" in trusting
 
@@ -222,7 +222,7 @@ def test_a_run_that_is_continued_does_not_decide_it_either(
     run = place.format(write_run(load_experiment(None, settings)))
     assert main(["--resume", run, "--dry-run"]) == 2
     trust = "--set model.trust_remote_code=true"
-    assert capfd.readouterr().err.rstrip().endswith(f"if you do, too: {trust}")
+    assert capfd.readouterr().err.rstrip().endswith(f"if you do too, give {trust}")
     assert main(["--resume", run, "--dry-run", *trust.split()]) == 2
     assert "no such directory: ./brings-code" in capfd.readouterr().err
     assert not list((cache_directory() / "runs").glob("*/demo")), "a dry run leaves no copy of one at a URI"

@@ -19,6 +19,7 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.history import TrialHistory
 from orchestrator.mirror import Mirror, fetch
+from orchestrator.run import main
 from orchestrator.scratch import Scratch
 from results.remote import RemoteDirectory
 from results.store import Snapshots, TrialRecord, write_record
@@ -157,7 +158,7 @@ def test_a_run_goes_on_from_the_copy_that_is_newer_than_the_storage(
     uri: str, copy: Path, told: list[str]
 ) -> None:
     assert f"Ctrl-C stops waiting and leaves the rest in {copy}" in told[-2]
-    assert f"it is in {copy}" in told[-1]
+    assert f"the rest is in {copy}" in told[-1]
     assert f"--resume {uri}" in told[-1]
     before = contents(copy)
     known = fetch(uri, copy)
@@ -337,3 +338,15 @@ def test_what_killed_processes_left_on_a_node_is_removed(
     (runs / f"{os.getpid()}-alive").mkdir()
     work = Scratch(uri)
     assert {path.name for path in runs.iterdir()} == {f"{os.getpid()}-alive", work.directory.name}
+
+
+@pytest.mark.parametrize("place", ["", "run"])
+def test_what_is_no_run_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str) -> None:
+    """Such as the directory of all runs, or one of another program that has checkpoints, too."""
+    for name in ("run/checkpoints/step-1000/model.safetensors", "run/states/a/b/f", "run/states/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    assert main(["--resume", f"file://{tmp_path}/{place}"]) == 2
+    assert "no experiment.json" in capfd.readouterr().err
+    assert contents(tmp_path) == before
