@@ -95,7 +95,10 @@ class Experiment(Settings):
     """One comparison, as read from a YAML file; it owns the directory ``storage/name``."""
 
     name: str = Field(
-        "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="plain file name"
+        "demo",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="of the run, whose directory is storage/name",
     )
     seed: int = Field(0, ge=0, description="decides everything random")
     model: ModelSettings = Field(ModelSettings(), description="the base model")
@@ -103,7 +106,7 @@ class Experiment(Settings):
     training: TrainingDefaults = Field(TrainingDefaults(), description="training settings that methods share")
     search: SearchSettings = Field(SearchSettings(), description="the search phase")
     budget: BudgetSettings = Field(
-        BudgetSettings(), description="a purse per method, instead of search.trials"
+        BudgetSettings(), description="what each method may spend in the search, instead of search.trials"
     )
     confirm: ConfirmSettings = Field(ConfirmSettings(), description="the confirm phase")
     methods: dict[str, MethodEntry] = Field(

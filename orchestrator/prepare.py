@@ -10,10 +10,13 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
-from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
+from trainables.data import OVERLAP_MENTIONED, TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.errors import InputError
 from trainables.methods import METHODS
 from trainables.quantization import with_quantized
+
+POSITIONS = ("wpe.weight", "position_embeddings.weight", "embed_positions.weight")
+"""How names of tables end that have a row for each position; other models take texts of any length."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
 
     Arguments:
         experiment: what to prepare.
-        report: is told of steps that take long, and of examples that splits share.
+        report: is told of steps that take long, of examples that splits share, and of texts that are cut.
         where: how messages name the source of the settings, such as the YAML file.
 
     Raises:
@@ -56,7 +59,13 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
         report(overlap)
     has_segments = (base.config.get("type_vocab_size") or 0) > 1
     data, test = load_data(raw, tokenizer, experiment.data.max_length, has_segments)
-    problems = _not_of_this_model(experiment, base)
+    limit = experiment.data.max_length
+    cut = int((data.train.lengths == limit).sum())
+    if cut > OVERLAP_MENTIONED * len(data.train):
+        report(
+            f"{cut:,} of {len(data.train):,} training texts have {limit} tokens or more: they are cut there"
+        )
+    problems = _not_of_this_model(experiment, base) + _not_for_this_model(data, test, base, limit)
     if problems:
         raise _error(problems, where)
     if any(METHODS[method.kind].quantized for method in experiment.methods.values()):
@@ -104,6 +113,34 @@ def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputErr
                     f"{type(model).__name__} does not support gradient checkpointing; expected false",
                 )
             )
+    return problems
+
+
+def _not_for_this_model(
+    data: TokenizedData, test: TokenizedSplit, base: BaseModel, limit: int
+) -> list[InputError]:
+    """Find texts that are too long for the model, and tokens that it does not know: errors in each trial."""
+    splits, problems = (data.train, data.validation, test), []
+    longest = max(split.longest for split in splits)
+    positions = min(
+        (len(rows) for name, rows in base.weights.items() if name.endswith(POSITIONS)), default=longest
+    )
+    if longest > positions:
+        problems.append(
+            InputError(
+                "data.max_length",
+                f"is {limit}, but the model has {positions} positions; expected at most as many",
+            )
+        )
+    known = base.config.get("vocab_size") or 0
+    largest = max(data.pad_token_id, *(int(split.tokens.max()) for split in splits))
+    if known and largest >= known:
+        problems.append(
+            InputError(
+                "model.path",
+                f"its tokenizer has a token {largest}, but it knows {known}; expected its own tokenizer",
+            )
+        )
     return problems
 
 

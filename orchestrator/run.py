@@ -29,7 +29,7 @@ examples:
   python -m orchestrator.run
       the built-in comparison: no download, a few minutes at first, then about one
   python -m orchestrator.run experiments/sst2.yaml --dry-run
-      check everything and print the plan
+      check settings, data and model, and print the plan
   python -m orchestrator.run experiments/sst2.yaml --methods lora,full --set search.trials=20
   python -m orchestrator.run experiments/sst2.yaml --name local \\
       --set data.train=train.tsv --set data.validation=dev.tsv --set 'data.columns=[sentence, label]'
@@ -71,7 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", metavar="A,B", help="only these of the experiment's methods")
     parser.add_argument("--name", help="name of the run; its directory is STORAGE/NAME")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the plan, run nothing"
+        "--dry-run",
+        action="store_true",
+        help="check settings, data and model, and print the plan; resources: auto measures memory",
     )
     parser.add_argument(
         "--address",

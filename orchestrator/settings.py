@@ -19,9 +19,13 @@ class SearchSettings(Settings):
     trials: int = Field(8, ge=1, description="trials per method")
     sampler: Literal["tpe", "gp", "random", "cmaes"] = Field("tpe", description="Optuna's sampler")
     early_stopping: Literal["asha", "none"] = Field("asha", description="what stops trials early")
-    grace_evaluations: int = Field(2, ge=1, description="evaluations before a trial may be stopped")
-    reduction_factor: int = Field(3, ge=2, description="ASHA lets one trial in this many pass a rung")
-    keep_checkpoints: int = Field(1, ge=1, description="best trials per method whose checkpoint is kept")
+    grace_evaluations: int = Field(
+        2, ge=1, description="evaluations after which a trial may first be stopped"
+    )
+    reduction_factor: int = Field(3, ge=2, description="at each rung, ASHA lets one trial in this many go on")
+    keep_checkpoints: int = Field(
+        1, ge=1, description="best trials per method and phase whose checkpoint is kept"
+    )
 
 
 class ConfirmSettings(Settings):
@@ -35,8 +39,8 @@ class ConfirmSettings(Settings):
 class BudgetSettings(Settings):
     """What each method may spend in the search phase, instead of a number of trials."""
 
-    train_seconds: float | None = Field(None, gt=0, description="seconds of training per method")
-    examples: int | None = Field(None, ge=1, description="trained examples per method")
+    train_seconds: float | None = Field(None, gt=0, description="of training, per method")
+    examples: int | None = Field(None, ge=1, description="to train on, per method")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:

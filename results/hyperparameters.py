@@ -30,4 +30,4 @@ def hyperparameters_of(row: pd.Series) -> dict[str, Any]:
 def _short(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
-    return f"{value:g}" if value.is_integer() else f"{value:.2g}"
+    return f"{value:g}" if value.is_integer() else f"{value:.3g}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from results.errors import ResultSetError
 from results.remote import RemoteDirectory, StorageError, is_uri, name_and_parent, reason
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ def load(
 
 def _check_names(runs: Mapping[str, pa.Table | None]) -> None:
     """Refuse two runs of the same name, by which rows of different tables are matched."""
-    from results.errors import ResultSetError
 
     owners: dict[str, str] = {}
     for run, trials in runs.items():
@@ -89,8 +89,6 @@ def _check_names(runs: Mapping[str, pa.Table | None]) -> None:
 
 def _concatenate(parts: list[pa.Table]) -> pa.Table:
     import pyarrow as pa
-
-    from results.errors import ResultSetError
 
     known = {name for part in parts for name in part.column_names if part[name].null_count < part.num_rows}
     try:
@@ -117,7 +115,6 @@ def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Tab
     import pyarrow.parquet as pq
 
     from results.checking import check_table
-    from results.errors import ResultSetError
 
     name = f"{table}.parquet"
     file = f"{run}/{name}"
@@ -144,7 +141,6 @@ def _read(run: Path | RemoteDirectory, table: str, skip_damaged: bool) -> pa.Tab
 
 
 def _check_version(file: str, found: pa.Table) -> None:
-    from results.errors import ResultSetError
     from results.schema import SCHEMA_VERSION
 
     said = (found.schema.metadata or {}).get(b"schema_version", b"0").decode("latin-1")

@@ -42,7 +42,7 @@ def _schema(columns: Mapping[str, tuple[pa.DataType, str]]) -> pa.Schema:
 
 _IDENTITY: Final = {
     "experiment": (STRING, "name of the experiment"),
-    "trial_id": (STRING, "method and number of the trial, unique in its experiment"),
+    "trial_id": (STRING, "METHOD-NNN in the search, METHOD-seedN in the confirm phase"),
     "method": (STRING, "the experiment's name for the method"),
     "phase": (STRING, "search or confirm"),
 }
@@ -60,17 +60,26 @@ TRIALS: Final = _schema(
         "kind": (STRING, "kind of method: full, head, lora, dora, qlora, ..."),
         "trial_number": (
             INT,
-            "number of the trial within its method, from 0; the search's 0 is the published default",
+            "number of the trial within its method, from 0; the search's 0 is the published default, or what"
+            " the search space has nearest to it",
         ),
         "seed": (INT, "determines initialization, data order and dropout"),
-        "status": (STRING, f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}"),
+        "status": (
+            STRING,
+            "running; completed; stopped (early, by ASHA or an empty purse: no failure); diverged,"
+            " out_of_memory or failed (failures); interrupted (--resume continues it)",
+        ),
         "error": (STRING, "text of the error that ended the trial"),
         "evaluations": (INT, "evaluations made"),
-        "best_evaluation": (INT, "evaluation with the best validation accuracy; its numbers are below"),
-        "steps": (INT, "optimizer steps taken"),
-        "epochs": (FLOAT, "passes over the training examples"),
-        "examples": (INT, "training examples seen"),
-        "tokens": (INT, "training tokens seen, without padding"),
+        "best_evaluation": (
+            INT,
+            "evaluation with the best validation accuracy, or of equal ones the lower loss; train_loss and"
+            " validation_* are its numbers",
+        ),
+        "steps": (INT, "optimizer steps taken in all"),
+        "epochs": (FLOAT, "passes over the training examples in all"),
+        "examples": (INT, "training examples seen in all"),
+        "tokens": (INT, "training tokens seen in all, without padding"),
         **_CURVE,
         "final_train_loss": (FLOAT, "train_loss of the last evaluation, in nats"),
         "test_loss": (FLOAT, "mean cross-entropy on test, in nats; confirm phase only"),

@@ -169,11 +169,13 @@ def load_base(
             "directory, of an architecture with a sequence classification head and safetensors weights",
         ) from error
     prefix = f"{model.base_model_prefix}."
-    if missing := sorted(name for name in found["missing_keys"] if name.startswith(prefix)):
+    # Of another shape are the weights of another head, or of a configuration that is not this model's.
+    lost = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if missing := sorted(name for name in lost if name.startswith(prefix)):
         raise InputError(
             "model.path",
-            f"{path} has no weights for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}; expected "
-            "all of the base model's, since missing ones would start at random and be in no adapter",
+            f"{path} has no weights that fit {', '.join(missing[:3])}{', ...' if missing[3:] else ''}; "
+            "expected all of the base model's, since others would start at random and be in no adapter",
         )
     if model.config.model_type in READS_PADDING:
         raise InputError(

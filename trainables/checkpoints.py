@@ -29,6 +29,8 @@ class Elsewhere(Protocol):
 
 
 ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"
+ONE_FILE = "100TB"
+"""A size that no model has, so that all weights are in one file."""
 
 
 def save_checkpoint(model: nn.Module, directory: Path, group: Group = ALONE) -> Checkpoint | None:
@@ -68,7 +70,9 @@ def _write(model: nn.Module, directory: Path, state: dict[str, torch.Tensor] | N
         else:
             assert isinstance(model, PreTrainedModel)
             # By the names that load_checkpoint expects: the original format may name experts otherwise.
-            model.save_pretrained(temporary, state_dict=state, save_original_format=False)
+            model.save_pretrained(
+                temporary, state_dict=state, save_original_format=False, max_shard_size=ONE_FILE
+            )
     except SafetensorError as error:
         raise OSError(f"{directory}: could not be written: {error}") from error
     size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())

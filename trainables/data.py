@@ -206,8 +206,9 @@ def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
     names = _names_of_labels(column)
     unknown = sorted(set(names) - set(labels))
     if unknown:
+        known = ", ".join(labels[:10]) + (f" and {len(labels) - 10:,} more" if len(labels) > 10 else "")
         raise InputError(
-            key, f"{column.origin} has label {unknown[0]!r}, unknown in train, which has {', '.join(labels)}"
+            key, f"{column.origin} has label {unknown[0]!r}, unknown in train, which has {known}"
         )
     indices = np.array([index_of[name] for name in names], dtype=np.int64)
     split = RawSplit(column.texts, column.pairs, indices, np.arange(len(indices)), column.origin)

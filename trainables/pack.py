@@ -88,6 +88,8 @@ class Pack:
         """Remove a trial, if it is here, at any point of its course."""
         if (member := self._members.pop(name, None)) is not None:
             self._take_apart(member)
+            kinds = {one.guest.kind for one in self._members.values() if one.guest}
+            self._shared = {kind: shared for kind, shared in self._shared.items() if kind in kinds}
 
     def go_on(self, name: str) -> Outcome | None:
         """Advance a trial; return its next evaluation, or None if it must be trained first.
@@ -175,15 +177,15 @@ class Pack:
     def _step(self, kind: object, steps: Sequence[_Step]) -> list[_Step]:
         """Take steps in one pass, or return those whose logits differ from what they are alone."""
         expected = {step.member.name: step.alone() for step in steps if step.member.is_new}
-        by_guest = {id(step.member.guest): step for step in steps}
+        by_guest = {step.member.guest: step for step in steps}
         guests = [step.member.guest for step in steps if step.member.guest is not None]
+        if kind not in self._shared:
+            self._shared[kind] = SharedBase(self._base, guests[0])
+        shared = self._shared[kind]
+        shared.host(guests)
+        steps = [by_guest[guest] for guest in shared.guests]
         watch = Stopwatch(steps[0].stretch.trained.device)
         with watch.running():
-            if kind not in self._shared:
-                self._shared[kind] = SharedBase(self._base, guests[0])
-            shared = self._shared[kind]
-            shared.host(guests)
-            steps = [by_guest[id(guest)] for guest in shared.guests]
             dtype = steps[0].stretch.dtype
             logits, losses = shared.losses([step.batch for step in steps], dtype)
             strange = []

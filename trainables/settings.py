@@ -45,7 +45,7 @@ class ModelSettings(Settings):
 
     path: PathText = Field("embedded", min_length=1, description="hub id, local directory, or 'embedded'")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of frozen weights and computation; what is trained is float32"
+        "float32", description="of frozen weights and computation; what is trained is always float32"
     )
     float32_matmul: Literal["highest", "high", "medium"] = Field(
         "highest",
@@ -65,7 +65,7 @@ class DataSettings(Settings):
     """
 
     path: PathText | None = Field(
-        "embedded", description="hub id, 'embedded', or null when all splits are files"
+        "embedded", description="hub id or 'embedded'; null if all splits are files or cut from one"
     )
     config: str | None = Field(None, description="configuration of a hub dataset, such as sst2 of glue")
     train: PathText = Field("train", min_length=1, description="split name or file to train on")
@@ -80,14 +80,16 @@ class DataSettings(Settings):
         None, min_length=1, description="column names of files without a header"
     )
     max_train_examples: int | None = Field(
-        None, ge=1, description="examples; a seeded stratified sample of train"
+        None, ge=1, description="most examples of train, a seeded, stratified sample; null uses all"
     )
-    max_validation_examples: int | None = Field(None, ge=1, description="examples; null uses all")
+    max_validation_examples: int | None = Field(
+        None, ge=1, description="most examples of validation; null uses all"
+    )
     max_length: int = Field(64, ge=1, le=1_000_000, description="tokens; longer texts are cut")
     validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="of train, when validation is cut from it"
+        0.1, gt=0, lt=1, description="share of train, if validation is cut from it"
     )
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="of train, when test is cut from it")
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of train, if test is cut from it")
 
 
 class TrainingDefaults(Settings):
@@ -103,7 +105,7 @@ class TrainingDefaults(Settings):
     )
     evaluations_per_epoch: int = Field(2, ge=1, description="validation runs per epoch, evenly spaced")
     warmup_fraction: float = Field(
-        0.1, ge=0, lt=1, description="of all steps; linear warm-up, then linear decay"
+        0.1, ge=0, lt=1, description="share of all steps: linear warm-up, then linear decay"
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global L2 norm")

@@ -37,7 +37,7 @@ class NotTogetherError(Exception):
     """Raise when a trial's model cannot share the forward pass, with the reason."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Guest:
     """A trial that shares the forward pass through its base."""
 
@@ -150,9 +150,9 @@ class SharedBase:
     def host(self, guests: Sequence[Guest]) -> None:
         """Make these the only guests; those that leave get back what they have trained."""
         for guest in self.guests:
-            if not any(guest is one for one in guests):
+            if guest not in guests:
                 self.let_go(guest)
-        coming = [guest for guest in guests if not any(guest is one for one in self._guests)]
+        coming = [guest for guest in guests if guest not in self._guests]
         shapes = [{name: tuple(one.shape) for name, one in guest.own.items()} for guest in coming]
         enough = len(guests) <= self._stacks.rows and all(self._stacks.fits(one) for one in shapes)
         if coming and not enough:
@@ -168,16 +168,15 @@ class SharedBase:
             self._guests.append(guest)
 
     def let_go(self, guest: Guest) -> None:
-        """Remove a guest that is here, and give it back what it has trained; the last one takes its place."""
-        for row, one in enumerate(self._guests):
-            if one is guest:
-                self._stacks.take_out(guest.trained)
-                self._adapters = {}
-                self._guests[row] = self._guests[-1]
-                self._guests.pop()
-                if not self._guests:
-                    self._stacks = Stacks({}, 0, self._device)
-                return
+        """Remove a guest, if it is here, and give it back what it has trained."""
+        if guest not in self._guests:
+            return
+        self._stacks.take_out(guest.trained)
+        self._adapters = {}
+        self._guests[self._guests.index(guest)] = self._guests[-1]
+        self._guests.pop()
+        if not self._guests:
+            self._stacks = Stacks({}, 0, self._device)
 
     def losses(self, batches: Sequence[Batch], dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return each guest's logits, and their mean losses ``[guests]``, dropout included.

@@ -135,8 +135,9 @@ def _read_embedded(settings: DataSettings, key: str, split: str) -> Column:
 def _check_columns(
     frame: pd.DataFrame, settings: DataSettings, origin: str, names: tuple[str, ...] | None
 ) -> Column:
-    if settings.text == settings.label:
-        raise InputError("data.label", f"is the same column as data.text: {settings.text!r}")
+    for name in ("text", "text_pair"):
+        if getattr(settings, name) == settings.label:
+            raise InputError("data.label", f"is the same column as data.{name}: {settings.label!r}")
     text = _texts(frame, "data.text", settings.text, origin)
     pairs = None
     if settings.text_pair is not None:

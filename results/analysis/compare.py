@@ -167,8 +167,7 @@ def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") 
     so_far += _list_failed(failed)
     if not others:
         return f"{has}.{so_far if missing else ' It is the only method.' + so_far}"
-    table = compare(results, metric)
-    table = table[table.experiment == experiment]
+    table = compare(results.of(experiment), metric)
     involved = table[(table.method_a == best) | (table.method_b == best)]
     involved = involved.set_index(involved.method_a.where(involved.method_b == best, involved.method_b))
     only = " A single seed shows no difference: chance in training is not accounted for."

@@ -55,7 +55,7 @@ def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
     first, second = places.iloc[0], places.iloc[1]
     differ = int((first != second).sum())
     if methods > 2:
-        p_value = stats.friedmanchisquare(*table.to_numpy()).pvalue
+        p_value = stats.friedmanchisquare(*table.to_numpy()).pvalue if places.nunique().max() > 1 else 1.0
     else:
         p_value = stats.binomtest(int((first < second).sum()), differ).pvalue if differ else 1.0
     quantile = stats.studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)

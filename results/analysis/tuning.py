@@ -187,7 +187,7 @@ def surface(results: ResultSet, metric: str = "validation_accuracy", bins: int =
     """
     parts = []
     for experiment, method, group in _scored(results, metric):
-        if "hp_rank" not in group or group.hp_rank.isna().all() or "hp_learning_rate" not in group:
+        if not all(has_numbers(group, name) for name in ("hp_rank", "hp_learning_rate")):
             continue
         rates = group.hp_learning_rate.to_numpy(float)
         edges = np.geomspace(rates.min(), rates.max(), bins + 1)
@@ -232,3 +232,9 @@ def _distribution(values: pd.Series) -> Any:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def has_numbers(trials: pd.DataFrame, column: str) -> bool:
+    """Say whether a column of hyperparameters is there and has numbers above 0 alone, as a chart needs."""
+    known = trials[column].dropna() if column in trials else pd.Series()
+    return pd.api.types.is_numeric_dtype(known) and len(known) > 0 and bool((known > 0).all())

@@ -12,7 +12,7 @@ import yaml
 from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
 from results.analysis.claims import UNKNOWN
 from results.analysis.metrics import amount, confirmed, good_trials, shares_process
-from results.analysis.tuning import TRIALS_EACH
+from results.analysis.tuning import TRIALS_EACH, has_numbers
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
@@ -254,7 +254,7 @@ def _surfaces_section(view: View) -> Section | None:
             figures.append(view.figure(f"surface-{method}", method, charts.surface_chart(mine), description))
             continue
         trials = good_trials(view.search[view.search.method == method], "validation_accuracy")
-        if "hp_learning_rate" in trials and len(trials.dropna(subset=["hp_learning_rate"])):
+        if len(trials) and has_numbers(trials, "hp_learning_rate"):
             description = (
                 f"Validation accuracy by learning rate, for every trial of {method} that did not fail."
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import CTRLConfig, CTRLForSequenceClassification
+from transformers import CTRLConfig, CTRLForSequenceClassification, GPT2LMHeadModel
 
 from orchestrator.errors import ExperimentError
 from orchestrator.loading import load_experiment
@@ -37,6 +38,9 @@ methods: {full: {}, lora: {rank: [2, 4]}}
     )
     (tmp_path / "one_class.tsv").write_text("good film\t1\nfine plot\t1\n")
     (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "long.tsv").write_text(f"{'good ' * 80}film\t1\n{'bad ' * 20}film\t0\n")
+    shutil.copytree(tmp_path / "model", tmp_path / "small")
+    cut_vocabulary(tmp_path / "small", tokens=3)
     (tmp_path / "unknown_label.tsv").write_text("good film\t7\n")
     (tmp_path / "no_label.tsv").write_text("good film\t\nbad film\t0\n")
     (tmp_path / "no_text.tsv").write_text("good film\t1\n\t0\n")
@@ -60,6 +64,13 @@ methods: {full: {}, lora: {rank: [2, 4]}}
     (tmp_path / "twice.yaml").write_text("name: a\nname: b\n")
     (tmp_path / "runs" / "taken").mkdir(parents=True)
     return tmp_path
+
+
+def cut_vocabulary(directory: Path, tokens: int) -> None:
+    """Have a saved model know its first tokens only; its tokenizer stays."""
+    model = GPT2LMHeadModel.from_pretrained(directory)
+    model.resize_token_embeddings(tokens)
+    model.save_pretrained(directory)
 
 
 def sets(*overrides: str) -> list[str]:
@@ -162,6 +173,15 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "label column": (sets("data.label=target"), ("data.label", "'target'", "'sentence', 'label'")),
     "text column": (sets("data.text=review"), ("data.text", "'review'", "'sentence', 'label'")),
     "text is label": (sets("data.text=label"), ("data.label", "same column")),
+    "pair is label": (sets("data.text_pair=label"), ("data.label", "same column as data.text_pair")),
+    "texts that are too long": (
+        sets("data.train=long.tsv", "data.max_length=100"),
+        ("data.max_length: is 100, but the model has 64 positions",),
+    ),
+    "tokens of another model": (
+        sets("data.train=long.tsv", "model.path=./small"),
+        ("model.path: its tokenizer has a token", "but it knows 3; expected its own tokenizer"),
+    ),
     "column count": (sets("data.columns=[sentence]"), ("data.columns", "names 1 columns", "has 2")),
     "sample too small": (sets("data.max_train_examples=1"), ("data.max_train_examples", "too few")),
     "embedded split": (

@@ -135,7 +135,7 @@ def test_a_model_that_reads_padding_is_refused(tmp_path: Path) -> None:
 def test_a_base_with_weights_missing_is_refused(tmp_path: Path) -> None:
     """BERT's masked language model has no pooler, which its classifier needs."""
     BertForMaskedLM(make_model("bert").config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"no weights for bert\.pooler\.dense\.\w+, bert\.pooler"):
+    with pytest.raises(InputError, match=r"no weights that fit bert\.pooler\.dense\.\w+, bert\.pooler"):
         load_base(ModelSettings(path=str(tmp_path)), LABELS, 0)
 
 
@@ -157,3 +157,13 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path: Path) -> 
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "model.safetensors").touch()
     assert load_tokenizer(ModelSettings(path=str(tmp_path))).pad_token == "film"
+
+
+def test_a_base_whose_weights_have_another_shape_is_refused(
+    model_directories: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(model_directories["gpt2"], tmp_path / "gpt2")
+    config = tmp_path / "gpt2" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "n_positions": 128}))
+    with pytest.raises(InputError, match=r"no weights that fit transformer\.wpe\.weight"):
+        load_base(ModelSettings(path=str(tmp_path / "gpt2")), ("0", "1"), 0)

@@ -151,6 +151,9 @@ def test_trials_train_together_as_alone(
         assert not sum(layer.weight.numel() for layer in linear), "a trial's own are used"
     for trial in trials:
         assert_as_alone(run, trial, *inputs, device)
+    for trial in trials:
+        run.pack.leave(trial.trial_id)
+    assert not run.pack._shared, "a base that no trial uses is let go of"
 
 
 def test_trials_of_a_bfloat16_base_train_together(

@@ -17,7 +17,6 @@ def wrap(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
 DORA = Method(
     settings=LoraSettings,
     wrap=wrap,
-    checkpoint_kind="adapter",
     # Liu et al. 2024, table 8: LLaMA-7B
     published_default={"rank": 32, "alpha": 64, "learning_rate": 2e-4},
 )

@@ -19,7 +19,6 @@ def wrap(model: PreTrainedModel, settings: FullSettings) -> PreTrainedModel:
 FULL = Method(
     settings=FullSettings,
     wrap=wrap,
-    checkpoint_kind="full",
     # Radford et al. 2018, Improving Language Understanding by Generative Pre-Training, section 4.1
     published_default={"learning_rate": 6.25e-5},
 )

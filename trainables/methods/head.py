@@ -23,7 +23,6 @@ def wrap(model: PreTrainedModel, settings: HeadSettings) -> PreTrainedModel:
 HEAD = Method(
     settings=HeadSettings,
     wrap=wrap,
-    checkpoint_kind="full",
     # Kingma and Ba 2015, Adam, section 2: the recommended step size
     published_default={"learning_rate": 1e-3},
 )

@@ -54,7 +54,6 @@ def wrap_low_rank(model: PreTrainedModel, settings: LoraSettings, use_dora: bool
 LORA = Method(
     settings=LoraSettings,
     wrap=wrap,
-    checkpoint_kind="adapter",
     # Hu et al. 2021, table 9: RoBERTa base on SST-2
     published_default={"rank": 8, "alpha": 8, "learning_rate": 5e-4},
 )

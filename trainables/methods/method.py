@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,6 +25,5 @@ class Method:
 
     settings: type[MethodSettings]
     wrap: Callable[[PreTrainedModel, Any], nn.Module]
-    checkpoint_kind: Literal["adapter", "full"]
     published_default: Mapping[str, object]  # first trial of every study; each method says where it is from
     quantized: bool = False  # whether the base that it wraps has 4-bit linear layers

@@ -8,7 +8,6 @@ from trainables.methods.method import Method
 QLORA = Method(
     settings=LoraSettings,
     wrap=wrap,
-    checkpoint_kind="adapter",
     # Dettmers et al. 2023, appendix B.2: models up to 13B
     published_default={"rank": 64, "alpha": 16, "learning_rate": 2e-4},
     quantized=True,

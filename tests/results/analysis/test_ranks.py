@@ -55,6 +55,10 @@ def test_ties_say_nothing(made_up: Maker) -> None:
     table = ranks(reduce(add, made).results())
     assert table.friedman_p.iloc[0] == 1
     assert table.not_shown_worse.all()
+    three = [made_up(f"{number}", dict.fromkeys(("head", "full", "lora"), 0.9)) for number in range(6)]
+    for row in reduce(add, three).trials:
+        row["test_accuracy"] = 0.9 if row["phase"] == "confirm" else None
+    assert ranks(reduce(add, three).results()).friedman_p.iloc[0] == 1
 
 
 def test_of_too_few_experiments_no_method_can_be_shown_to_be_worse(made_up: Maker) -> None:
