@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainables.errors import InputError
 from trainables.settings import DataSettings
-from trainables.sources import Column, is_of_embedded_only, read_split
+from trainables.sources import Column, is_left_out, read_split
 
 NUMBER = re.compile(r"-?\d{1,18}")
 """A label that is a number, and sorts like one."""
@@ -222,7 +222,7 @@ def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
 def _read_optional(
     settings: DataSettings, key: str, name: str | None, labels: Sequence[str]
 ) -> RawSplit | None:
-    if name is None or is_of_embedded_only(settings, name):
+    if name is None or is_left_out(settings, name):
         return None
     column = read_split(settings, key, name)
     # GLUE's test splits carry -1 for every label.

@@ -34,13 +34,14 @@ def dataset_name(settings: DataSettings) -> str:
     return "/".join(filter(None, (settings.path, settings.config)))
 
 
-def is_of_embedded_only(settings: DataSettings, split: str) -> bool:
-    """Say whether a split is the embedded dataset's by default only: the training data come from a file."""
+def is_left_out(settings: DataSettings, split: str) -> bool:
+    """Say whether a split has its default name only: the training data come from a file, and it is none."""
     from trainables.embedded import embedded_splits
 
     trains_on_file = Path(settings.train).expanduser().is_file()
     is_file = Path(split).expanduser().is_file()
-    return settings.path == "embedded" and trains_on_file and not is_file and split in embedded_splits()
+    by_default = settings.path in (None, "embedded") and split in embedded_splits()
+    return by_default and trains_on_file and not is_file
 
 
 def read_split(settings: DataSettings, key: str, split: str) -> Column:
@@ -58,10 +59,10 @@ def read_split(settings: DataSettings, key: str, split: str) -> Column:
     if file.is_file():
         frame, names = _read_file(file, key, settings.columns), None
         origin = f"file {file.name}"
-    elif settings.path == "embedded":
-        return _read_embedded(settings, key, split)
     elif settings.path is None or file.suffix in FILE_KINDS or "/" in split:
         raise InputError(key, f"no such file: {split}")
+    elif settings.path == "embedded":
+        return _read_embedded(settings, key, split)
     else:
         frame, names = _read_hub(settings, key, split)
         origin = f"{split} of {'/'.join(filter(None, (settings.path, settings.config)))}"

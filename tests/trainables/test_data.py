@@ -168,17 +168,20 @@ def lines(file: Path, *rows: str, header: str = "sentence,label") -> str:
     return str(file)
 
 
-def test_a_file_to_train_on_is_not_judged_on_the_embedded_dataset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["embedded", None])
+def test_a_file_to_train_on_is_not_judged_on_the_embedded_dataset(tmp_path: Path, path: str | None) -> None:
     """Though its splits are the defaults, and whatever its labels are called."""
     file = lines(
         tmp_path / "mine.csv", *(f"text {row},{['negative', 'positive'][row % 2]}" for row in range(60))
     )
-    raw = read_data(DataSettings(train=file, test="test"), seed=0)
+    raw = read_data(DataSettings(path=path, train=file, test="test"), seed=0)
     assert "cut from" in raw.validation.origin
     assert "cut from" in raw.test.origin
     assert len(raw.train.texts) + len(raw.validation.texts) + len(raw.test.texts) == 60
     with pytest.raises(InputError, match=r"data\.test: no such file|has no split"):
-        read_data(DataSettings(train=file, test="tset"), seed=0)
+        read_data(DataSettings(path=path, train=file, test="tset"), seed=0)
+    with pytest.raises(InputError, match=r"data\.train: no such file: nope\.csv"):
+        read_data(DataSettings(path=path, train="nope.csv", text="text"), seed=0)
 
 
 def test_sources_that_number_their_labels_differently_meet_by_name(
