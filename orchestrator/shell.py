@@ -67,7 +67,7 @@ class TrialShell(tune.Trainable):
     """
 
     _process: Driven
-    _due: Assignment | None  # the trial, until it has begun
+    _due: Assignment | None = None  # the trial, until it has begun
 
     def _open(self, config: dict[str, Any], process: Driven) -> None:
         """Take the first trial."""

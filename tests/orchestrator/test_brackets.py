@@ -164,7 +164,8 @@ class Assigner(Searcher):
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_is_starting_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many trials end on the warm one meanwhile."""
-    for name, value in TUNE_ENVIRONMENT.items():
+    # Tune would catch Ctrl-C in this process for the tests that follow, too.
+    for name, value in {**TUNE_ENVIRONMENT, "TUNE_DISABLE_SIGINT_HANDLER": "1"}.items():
         monkeypatch.setenv(name, value)
     started = tmp_path / "started"
     started.mkdir()
