@@ -31,29 +31,36 @@ MOST_VALUES, MOST_LEVELS = 100_000, 30
 """The most that a YAML text may hold, with its aliases expanded."""
 
 
+MERGE = "tag:yaml.org,2002:merge"
+"""The tag of the key ``<<``."""
+
+
 class _Loader(yaml.SafeLoader):
     """Reads YAML whose keys are text, each of them given once; what ``<<`` merges in may be overridden."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    own = [key_node for key_node, _ in node.value if key_node.tag != "tag:yaml.org,2002:merge"]
-    loader.flatten_mapping(node)  # puts what is merged in first
-    mapping: dict[Any, Any] = {}
-    keys: set[str] = set()
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is not text", key_node.start_mark
-            )
-        if key in keys:
+    given: set[str] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == MERGE:
+            continue
+        if (key := _key(loader, key_node)) in given:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key!r} appears twice", key_node.start_mark
             )
-        if any(key_node is one for one in own):
-            keys.add(key)
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
+        given.add(key)
+    loader.flatten_mapping(node)  # puts what is merged in first
+    return {
+        _key(loader, key_node): loader.construct_object(value_node, deep=True)
+        for key_node, value_node in node.value
+    }
+
+
+def _key(loader: _Loader, node: yaml.Node) -> str:
+    key = loader.construct_object(node, deep=True)
+    if not isinstance(key, str):
+        raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", node.start_mark)
+    return key
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)

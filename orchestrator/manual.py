@@ -54,20 +54,19 @@ def manual() -> str:
             sections[name] = kind
         elif name != "methods":
             plain[name] = field
-    parts = [INTRODUCTION, *_table(plain, Experiment())]
+    parts = [INTRODUCTION, *_table(plain)]
     for name, kind in sections.items():
-        parts += [f"## {name}\n", *_table(kind.model_fields, kind())]
+        parts += [f"## {name}\n", *_table(kind.model_fields)]
         if name == "training":
             parts += _methods()
     return "\n".join(parts)
 
 
-def _table(fields: Mapping[str, FieldInfo], defaults: Settings | None) -> Iterator[str]:
+def _table(fields: Mapping[str, FieldInfo]) -> Iterator[str]:
     yield "| setting | default | meaning |"
     yield "|---|---|---|"
     for name, field in fields.items():
-        default = field.default if defaults is None else getattr(defaults, name)
-        yield f"| `{name}` | {_value(default)} | {_meaning(field)} |"
+        yield f"| `{name}` | {_value(field.default)} | {_meaning(field)} |"
     yield ""
 
 
@@ -97,7 +96,7 @@ def _methods() -> Iterator[str]:
         yield f"| `{kind}` | {about} | {first} | {space} |"
     yield f"\n{HYPERPARAMETERS_TEXT}"
     learning_rate = TrainingSettings.model_fields["learning_rate"]
-    yield from _table({"learning_rate": learning_rate, **hyperparameters}, None)
+    yield from _table({"learning_rate": learning_rate, **hyperparameters})
 
 
 def _words(distribution: BaseDistribution) -> str:

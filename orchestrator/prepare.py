@@ -10,7 +10,7 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
-from trainables.data import OVERLAP_MENTIONED, TokenizedData, TokenizedSplit, load_data, read_data
+from trainables.data import MENTIONED, TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.errors import InputError
 from trainables.methods import METHODS
 from trainables.quantization import with_quantized
@@ -61,11 +61,11 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
     data, test = load_data(raw, tokenizer, experiment.data.max_length, has_segments)
     limit = experiment.data.max_length
     cut = int((data.train.lengths == limit).sum())
-    if cut > OVERLAP_MENTIONED * len(data.train):
+    if cut > MENTIONED * len(data.train):
         report(
             f"{cut:,} of {len(data.train):,} training texts have {limit} tokens or more: they are cut there"
         )
-    problems = _not_of_this_model(experiment, base) + _not_for_this_model(data, test, base, limit)
+    problems = _unsupported(experiment, base) + _unreadable(data, test, base, limit)
     if problems:
         raise _error(problems, where)
     if any(METHODS[method.kind].quantized for method in experiment.methods.values()):
@@ -93,7 +93,7 @@ def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -
         raise ExperimentError(problems)
 
 
-def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputError]:
+def _unsupported(experiment: Experiment, base: BaseModel) -> list[InputError]:
     """Find settings of methods that the model does not support."""
     model = build_model(base, seed=0)
     problems = []
@@ -116,9 +116,7 @@ def _not_of_this_model(experiment: Experiment, base: BaseModel) -> list[InputErr
     return problems
 
 
-def _not_for_this_model(
-    data: TokenizedData, test: TokenizedSplit, base: BaseModel, limit: int
-) -> list[InputError]:
+def _unreadable(data: TokenizedData, test: TokenizedSplit, base: BaseModel, limit: int) -> list[InputError]:
     """Find texts that are too long for the model, and tokens that it does not know: errors in each trial."""
     splits, problems = (data.train, data.validation, test), []
     longest = max(split.longest for split in splits)

@@ -20,8 +20,8 @@ from trainables.sources import Column, is_left_out, read_split
 NUMBER = re.compile(r"-?\d{1,18}")
 """A label that is a number, and sorts like one."""
 
-OVERLAP_MENTIONED = 0.01
-"""Share of a split's examples that occur in another, from which a person is told at once."""
+MENTIONED = 0.01
+"""Share of a split's examples that occur in another, or are cut, from which a person is told at once."""
 
 SEGMENTS = "token_type_ids"
 """The name of segments in tokenizers and models."""
@@ -277,7 +277,7 @@ def _note_overlap(
         count = sum(example in known for example in examples)
         if count:
             split = replace(split, origin=f"{split.origin}; {count:,} also occur in {other}")
-        if count >= OVERLAP_MENTIONED * len(examples):
+        if count >= MENTIONED * len(examples):
             overlaps.append(
                 f"{count:,} of {len(examples):,} {name} examples also occur in {other}: accuracies may be"
                 " better than on new texts"
