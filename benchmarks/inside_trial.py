@@ -16,7 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +50,7 @@ from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.training import Trained, train_step
-from trainables.trial import CPU, TrialSpec, set_up
+from trainables.trial import CPU, PADDED_TO, TrialSpec, set_up
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCH_SIZE, SEED = 16, 1
@@ -84,13 +84,24 @@ def our_seconds(task: Task, kind: str) -> float:
     """Train an epoch as a trial does; return the seconds of the timed steps."""
     spec = TrialSpec(kind, kind, kind, SEED, METHODS[kind].settings(), TRAINING)
     trained, _ = set_up(spec, task.base, 10 * task.steps, task.device, ALONE, task.data.train.longest)
-    data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
+    data = epochs(task)
     take_steps(trained, islice(data, WARM_UP))
     synchronize(task.device)
     started = time.perf_counter()
     take_steps(trained, islice(data, task.steps - WARM_UP))
     synchronize(task.device)
     return time.perf_counter() - started
+
+
+def epochs(task: Task) -> Iterator[Batch]:
+    """Yield the batches that a trial trains on."""
+    return training_batches(
+        task.data.train,
+        BATCH_SIZE,
+        task.data.pad_token_id,
+        SEED,
+        multiple=PADDED_TO[task.device.type],
+    )
 
 
 def take_steps(trained: Trained, batches: Iterable[Batch]) -> int:
@@ -218,9 +229,9 @@ def flops_per_example(task: Task, kind: str) -> float:
     }
     spec = TrialSpec(kind, kind, kind, SEED, METHODS[kind].settings(), TRAINING)
     trained, _ = set_up(spec, task.base, 10 * task.steps, task.device, ALONE, task.data.train.longest)
-    data = training_batches(task.data.train, BATCH_SIZE, task.data.pad_token_id, SEED)
+    trained = replace(trained, graphs=None)  # of whose operations PyTorch sees none
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
-        examples = take_steps(trained, islice(data, task.steps))
+        examples = take_steps(trained, islice(epochs(task), task.steps))
     return counter.get_total_flops() / examples
 
 

@@ -20,7 +20,7 @@ BUCKET_BATCHES = 50
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to the longest of them."""
+    """Examples padded to one length."""
 
     input_ids: torch.Tensor  # [examples, longest] int64
     attention_mask: torch.Tensor  # [examples, longest] int64, 0 on padding
@@ -49,6 +49,12 @@ class Batch:
             segments=None if self.segments is None else self.segments.to(device, non_blocking=True),
         )
 
+    def copy_(self, other: Batch) -> None:
+        """Fill the batch's tensors with those of another of the same shape."""
+        self.labels.copy_(other.labels, non_blocking=True)
+        for name, tensor in self.inputs.items():
+            tensor.copy_(other.inputs[name], non_blocking=True)
+
     def parts(self, count: int) -> Iterator[tuple[slice, Batch]]:
         """Yield ``count`` consecutive parts of the batch, each with the slice of examples it holds.
 
@@ -73,19 +79,36 @@ class Batch:
 
 
 def training_batches(
-    split: TokenizedSplit, batch_size: int, pad_token_id: int, seed: int, start: int = 0, group: Group = ALONE
+    split: TokenizedSplit,
+    batch_size: int,
+    pad_token_id: int,
+    seed: int,
+    start: int = 0,
+    group: Group = ALONE,
+    multiple: int = 1,
 ) -> Iterator[Batch]:
     """Yield this rank's share of a split's batches, epoch after epoch without end.
 
-    Batches come from length buckets in random order; the first ``start`` are skipped. A rank without a share
-    of a small batch gets an example with weight 0, as all ranks take every step.
+    Batches come from length buckets in random order. A rank without a share of a small batch gets an example
+    with weight 0, as all ranks take every step.
+
+    Arguments:
+        split: what to train on.
+        batch_size: examples of a batch.
+        pad_token_id: the model's.
+        seed: decides the order.
+        start: how many batches to skip.
+        group: the ranks.
+        multiple: of tokens that batches are padded to, but not beyond the split's longest example.
     """
-    generator, lengths = np.random.default_rng(seed), split.lengths
+    generator, lengths, longest = np.random.default_rng(seed), split.lengths, split.longest
     epochs = (batch_positions(lengths, batch_size, generator) for _ in repeat(None))
     for positions in islice(chain.from_iterable(epochs), start, None):
         share = positions[group.rank :: group.size]
+        examples = share if len(share) else positions[:1]
+        width = min(math.ceil(lengths[examples].max() / multiple) * multiple, longest)
         yield replace(
-            make_batch(split, share if len(share) else positions[:1], pad_token_id),
+            make_batch(split, examples, pad_token_id, width),
             size=len(positions),
             tokens=int(lengths[positions].sum()),
             weight=len(share) * group.size / len(positions),
@@ -131,11 +154,13 @@ def batch_positions(
     return [cut[index] for index in generator.permutation(len(cut))]
 
 
-def make_batch(split: TokenizedSplit, positions: NDArray[np.int64], pad_token_id: int) -> Batch:
-    """Pad the examples at ``positions`` on the right."""
+def make_batch(
+    split: TokenizedSplit, positions: NDArray[np.int64], pad_token_id: int, width: int | None = None
+) -> Batch:
+    """Pad the examples at ``positions`` on the right, to a width in tokens or that of the longest of them."""
     starts = split.offsets[positions]
     lengths = split.offsets[positions + 1] - starts
-    columns = np.arange(lengths.max())
+    columns = np.arange(lengths.max() if width is None else width)
     mask = columns < lengths[:, None]
     places = (starts[:, None] + columns)[mask]
     ids = np.full(mask.shape, pad_token_id, dtype=np.int64)

@@ -200,6 +200,8 @@ class Pack:
             shared.step(losses, [step.stretch.settings.max_gradient_norm for step in steps])
             for step, loss in zip(steps, losses.detach(), strict=True):
                 step.member.is_new = False
+                if graphs := step.stretch.trained.graphs:
+                    graphs.forget()  # of steps taken alone; their memory is the pack's now
                 step.stretch.add(step.batch, loss)
         tokens = sum(step.batch.tokens for step in steps)
         for step in steps:

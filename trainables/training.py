@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from trainables.batches import Batch
 from trainables.dropout import SHORT_TEXT, Masks
+from trainables.graphs import StepGraphs
 from trainables.parallel import Group, without_exchange
 from trainables.precision import computing_in
 from trainables.settings import TrainingSettings
@@ -64,6 +66,7 @@ class Trained:
     schedule: LRScheduler
     stream: RandomStream
     masks: Masks  # the model's dropout masks
+    graphs: StepGraphs | None  # records steps; None where all are taken as they are
     device: torch.device
     group: Group  # the ranks it is spread over; all of them save and restore together
 
@@ -103,7 +106,14 @@ def train_step(
     Dropout draws from torch's current random state. Where a batch goes through the model in parts, their
     gradients add up to the batch's.
     """
-    batch = batch.to(trained.device)
+    step = partial(_update, trained, settings=settings, dtype=dtype)
+    loss = trained.graphs.step(batch, step) if trained.graphs else step(batch.to(trained.device))
+    trained.schedule.step()
+    return loss
+
+
+def _update(trained: Trained, batch: Batch, settings: TrainingSettings, dtype: torch.dtype) -> torch.Tensor:
+    """Take a step on a batch on the device, at the current learning rate."""
     parts = settings.parts(math.ceil(batch.size / trained.group.size))  # the same on every rank
     loss = torch.zeros((), device=trained.device)
     for turn, part in enumerate(cut(batch, parts, trained.masks), 1):
@@ -116,7 +126,6 @@ def train_step(
     parameters = [parameter for group in trained.optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
     trained.optimizer.step()
-    trained.schedule.step()
     trained.optimizer.zero_grad(set_to_none=True)
     return loss
 

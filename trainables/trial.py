@@ -22,6 +22,7 @@ from trainables.data import TokenizedData, TokenizedSplit
 from trainables.dropout import draw_ahead
 from trainables.errors import DivergedError
 from trainables.features import Features, remember_features
+from trainables.graphs import MULTIPLE, StepGraphs
 from trainables.measure import (
     Stopwatch,
     count_parameters,
@@ -46,6 +47,9 @@ MOST_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 With more, activations no longer fit a CPU's cache, and an evaluation takes more GPU memory than training.
 """
+
+PADDED_TO = {"cpu": 1, "cuda": MULTIPLE}
+"""The multiple of tokens that training batches are padded to, by device."""
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Text in the plain errors of PyTorch's CPU allocator, of CUDA itself and of its libraries."""
@@ -139,7 +143,13 @@ def trial_course(inputs: TrialInputs) -> Course:
             spec, inputs.base, inputs.total_steps, device, inputs.group, data.train.longest
         )
         training_data = training_batches(
-            data.train, settings.batch_size, data.pad_token_id, spec.seed, done.step, inputs.group
+            data.train,
+            settings.batch_size,
+            data.pad_token_id,
+            spec.seed,
+            done.step,
+            inputs.group,
+            PADDED_TO[device.type],
         )
         state.attach(trained)
         features = remember_features(trained.model, inputs.group)
@@ -257,7 +267,9 @@ def set_up(
     optimizer, schedule = make_optimizer(model, spec.training, total_steps)
     model.train()
     masks = draw_ahead(model, longest)
-    return Trained(model, stepped, optimizer, schedule, stream, masks, device, group), summary
+    is_recorded = device.type == "cuda" and group.size == 1 and not spec.training.saves_memory
+    graphs = StepGraphs(spec.trial_id, optimizer) if is_recorded else None
+    return Trained(model, stepped, optimizer, schedule, stream, masks, graphs, device, group), summary
 
 
 def evaluation_batches(

@@ -210,7 +210,9 @@ def test_what_was_trained_is_gone_without_garbage_collection(
     try:
         model, settings = wrap_base(base, kind, METHODS[kind].settings(), seed=1), make_spec(kind).training
         optimizer, schedule = make_optimizer(model, settings, total_steps=2)
-        trained = Trained(model, model, optimizer, schedule, RandomStream(0, CPU), no_masks(), CPU, ALONE)
+        trained = Trained(
+            model, model, optimizer, schedule, RandomStream(0, CPU), no_masks(), None, CPU, ALONE
+        )
         train_step(trained, first_batch(data), settings, torch.float32)
         parameters = [weakref.ref(parameter) for parameter in model.parameters()]
         del model, optimizer, schedule, trained

@@ -35,7 +35,7 @@ def make(rank: int, learning_rate: float) -> Trained:
     model = Adapter(rank)
     training = TrainingSettings(learning_rate=learning_rate, weight_decay=0.1)
     optimizer, schedule = make_optimizer(model, training, 20)
-    return Trained(model, model, optimizer, schedule, RandomStream(0, CPU), no_masks(), CPU, ALONE)
+    return Trained(model, model, optimizer, schedule, RandomStream(0, CPU), no_masks(), None, CPU, ALONE)
 
 
 def own(trained: Trained) -> dict[str, nn.Parameter]:

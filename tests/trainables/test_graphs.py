@@ -1,0 +1,152 @@
+"""Steps that a GPU takes as recorded graphs are the steps that it takes kernel by kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.batches import Batch, training_batches
+from trainables.data import TokenizedData, load_data, read_data
+from trainables.graphs import MULTIPLE, StepGraphs
+from trainables.methods import METHODS
+from trainables.parallel import ALONE
+from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.training import Trained, train_step
+from trainables.trial import CPU, TrialSpec, set_up
+
+CUDA = torch.device("cuda")
+STEPS = 30
+TRAINING = TrainingSettings(epochs=5, learning_rate=1e-3, batch_size=12, warmup_fraction=0.5)
+
+
+@pytest.fixture(scope="module")
+def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
+    files = {name: str(file) for name, file in data_files.items()}
+    settings = DataSettings(path=None, columns=["sentence", "label"], **files)
+    tokenizer = load_tokenizer(ModelSettings(path=str(model_directories["gpt2"])))
+    return load_data(read_data(settings, 0), tokenizer, 64)[0]
+
+
+@pytest.fixture(scope="module")
+def base(architecture: str, model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
+    return load_base(ModelSettings(path=str(model_directories[architecture])), data.labels, data.pad_token_id)
+
+
+def begin(
+    kind: str, base: BaseModel, data: TokenizedData, device: torch.device = CUDA, **changed: object
+) -> Trained:
+    """Set up a trial, with dropout where the method or the model has any."""
+    settings = METHODS[kind].settings
+    own = settings(dropout=0.1) if "dropout" in settings.model_fields else settings()
+    spec = TrialSpec("t", kind, kind, 1, own, TRAINING.model_copy(update=changed))
+    return set_up(spec, base, STEPS, device, ALONE, data.train.longest)[0]
+
+
+def some_batches(data: TokenizedData, count: int = STEPS) -> list[Batch]:
+    """Return batches of several lengths, of 12 examples but for one of 4 in each epoch."""
+    endless = training_batches(data.train, TRAINING.batch_size, data.pad_token_id, 1, multiple=MULTIPLE)
+    return list(islice(endless, count))
+
+
+def losses(trained: Trained, batches: list[Batch]) -> list[float]:
+    with trained.stream.active():
+        return [train_step(trained, batch, TRAINING, torch.float32).item() for batch in batches]
+
+
+def parameters(trained: Trained) -> dict[str, torch.Tensor]:
+    named = trained.model.named_parameters()
+    return {name: parameter.detach() for name, parameter in named if parameter.requires_grad}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", sorted(METHODS))
+def test_recorded_steps_have_the_numbers_of_others(kind: str, base: BaseModel, data: TokenizedData) -> None:
+    recorded, plain = begin(kind, base, data), replace(begin(kind, base, data), graphs=None)
+    batches = some_batches(data)
+    found, expected = losses(recorded, batches), losses(plain, batches)
+    assert recorded.graphs is not None
+    shapes = {tuple(batch.input_ids.shape) for batch in batches}
+    assert len(shapes) > 2
+    assert set(recorded.graphs.shapes) == {tuple(batch.input_ids.shape) for batch in batches[1:]}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parameters(recorded), parameters(plain), rtol=1e-2, atol=1e-4)
+    assert recorded.schedule.get_last_lr() == plain.schedule.get_last_lr()
+    # Its own random numbers have come as far.
+    torch.testing.assert_close(recorded.stream.state, plain.stream.state, rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+def test_a_recorded_step_is_launched_at_once(base: BaseModel, data: TokenizedData) -> None:
+    trained = begin("lora", base, data)
+    (batch,) = some_batches(data, 1)
+    losses(trained, [batch] * 3)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        losses(trained, [batch] * 5)
+    names = [event.name for event in profiler.events()]
+    assert sum("GraphLaunch" in name for name in names) == 5
+    assert sum("LaunchKernel" in name for name in names) < 5 * 10
+
+
+@pytest.mark.cuda
+def test_a_model_that_cannot_be_recorded_trains_all_the_same(base: BaseModel, data: TokenizedData) -> None:
+    said: list[str] = []
+    trained = begin("lora", base, data)
+    trained = replace(trained, graphs=StepGraphs("lora-007", trained.optimizer, said.append))
+    plain = replace(begin("lora", base, data), graphs=None)
+
+    def look(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        assert arguments[0].sum().isfinite().item()  # a GPU cannot answer while its work is only recorded
+
+    for one in (trained, plain):
+        one.model.get_submodule("base_model.model.score").register_forward_pre_hook(look)
+    batches = some_batches(data)
+    found, expected = losses(trained, batches), losses(plain, batches)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (text,) = said
+    assert text.startswith("lora-007 trains without CUDA graphs: its model cannot be recorded (")
+    assert "\n" not in text
+    assert trained.graphs is not None
+    assert not trained.graphs.shapes
+    # Nothing is left behind: another model of this process is recorded.
+    other = begin("full", base, data)
+    losses(other, batches[:3])
+    assert other.graphs is not None
+    assert other.graphs.shapes
+
+
+@pytest.mark.cuda
+def test_graphs_that_are_forgotten_hold_no_memory_and_are_recorded_again(
+    base: BaseModel, data: TokenizedData
+) -> None:
+    trained, plain = begin("full", base, data), replace(begin("full", base, data), graphs=None)
+    batches = some_batches(data)
+    found = losses(trained, batches[:10])
+    assert trained.graphs is not None
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved()
+    trained.graphs.forget()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < held
+    found += losses(trained, batches[10:])
+    assert trained.graphs.shapes
+    torch.testing.assert_close(found, losses(plain, batches), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_are_recorded_on_a_gpu_only(base: BaseModel, data: TokenizedData) -> None:
+    assert begin("lora", base, data, CPU).graphs is None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("changed", [{"micro_batch_size": 4}, {"gradient_checkpointing": True}])
+def test_trials_that_save_memory_are_not_recorded(
+    base: BaseModel, data: TokenizedData, changed: dict[str, object]
+) -> None:
+    assert begin("lora", base, data, **changed).graphs is None
+    assert begin("lora", base, data).graphs is not None
