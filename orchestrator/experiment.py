@@ -243,6 +243,7 @@ class Experiment(Settings):
                 }
             ),
             threads=max(1, int(self.resources.cpus_per_trial)),
+            cuda_graphs=self.resources.cuda_graphs,
         )
 
 

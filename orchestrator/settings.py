@@ -82,6 +82,11 @@ class ResourceSettings(Settings):
         "ddp",
         description="what each of a trial's workers holds: the whole model (ddp), or a part of it (fsdp)",
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, record training steps on texts of up to 128 tokens as CUDA graphs, which are"
+        " launched at once; false launches kernel by kernel",
+    )
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; null is as many as fit")
     max_failures: int = Field(
         2, ge=0, description="times a trial continues from its last evaluation after its worker or node died"

@@ -55,7 +55,10 @@ def attend(
     elif causal and query.shape[2] > 1:
         unseen = _later(query.shape[2], key.shape[2], query.device)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings may have made them float32
+    # Rotary embeddings, or a 4-bit layer under autocast, may have made some of them float32.
+    device = value.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return _Attention.apply(query, key, value, unseen, *next_mask(), scaling), None
 
 

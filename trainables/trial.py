@@ -19,7 +19,7 @@ from trainables.base_model import BaseModel, build_model, own_trainable_paramete
 from trainables.batches import Batch, batches, training_batches
 from trainables.checkpoints import Elsewhere, load_checkpoint, save_checkpoint
 from trainables.data import TokenizedData, TokenizedSplit
-from trainables.dropout import draw_ahead
+from trainables.dropout import SHORT_TEXT, draw_ahead
 from trainables.errors import DivergedError
 from trainables.features import Features, remember_features
 from trainables.graphs import MULTIPLE, StepGraphs
@@ -66,6 +66,7 @@ class TrialSpec:
     settings: MethodSettings  # the method's own hyperparameters
     training: TrainingSettings
     threads: int = 1  # torch threads on a CPU
+    cuda_graphs: bool = True  # records training steps where that is of use
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,10 @@ def set_up(
     optimizer, schedule = make_optimizer(model, spec.training, total_steps)
     model.train()
     masks = draw_ahead(model, longest)
-    is_recorded = device.type == "cuda" and group.size == 1 and not spec.training.saves_memory
-    graphs = StepGraphs(spec.trial_id, optimizer) if is_recorded else None
+    # Steps on long texts, and those of trials that save memory, take longer to compute than to launch.
+    is_short = longest <= SHORT_TEXT and not spec.training.saves_memory
+    is_recorded = spec.cuda_graphs and device.type == "cuda" and group.size == 1 and is_short
+    graphs = StepGraphs(spec.trial_id, optimizer, device) if is_recorded else None
     return Trained(model, stepped, optimizer, schedule, stream, masks, graphs, device, group), summary
 
 
