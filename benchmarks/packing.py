@@ -7,9 +7,9 @@
 
 LoRA trials of mixed ranks and learning rates, batches of 16. In each round the trials of a pack take some
 steps one after another, then as many together, so that a noisy machine is noisy for both; medians are over
-the rounds' ratios. With ``--gpt2`` weights are random, and each example has 32 random tokens. With
-``--processes``, that many processes train a trial each at the same time, like trials that share a GPU by
-fractions.
+the rounds' ratios. On a GPU they also take them kernel by kernel, without CUDA graphs. With ``--gpt2``
+weights are random, and each example has 32 random tokens. With ``--processes``, that many processes train a
+trial each at the same time, like trials that share a GPU by fractions.
 
 Operators are those that PyTorch's profiler counts on the CPU, without views and allocations; on a GPU each
 would launch a kernel, and there kernels are counted.
@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -47,6 +47,8 @@ from trainables.trial import TrialSpec, set_up
 
 BATCH_SIZE = 16
 RANKS = (4, 8, 16, 32)
+IN_TURN, BY_KERNEL, PACK = "one after another", "one after another, kernel by kernel", "in a pack"
+"""Ways of training several trials."""
 LENGTH = 32
 """Tokens of random examples."""
 
@@ -119,10 +121,11 @@ def begin(inputs: Inputs, number: int) -> Stretch:
     return Stretch(trained, batches, training, torch.float32)
 
 
-def apart(stretches: Sequence[Stretch], steps: int) -> None:
+def apart(stretches: Sequence[Stretch], steps: int, recorded: bool = True) -> None:
     """Take steps of each trial, one trial after another."""
     for one in stretches:
-        train(Stretch(one.trained, islice(one.batches, steps), one.settings, one.dtype))
+        trained = one.trained if recorded else replace(one.trained, graphs=None)
+        train(Stretch(trained, islice(one.batches, steps), one.settings, one.dtype))
 
 
 def together(pack: Pack, steps: int) -> None:
@@ -149,18 +152,22 @@ class Measured:
     """The results of one size of pack."""
 
     size: int
-    apart: list[float]  # examples per second, of each round
-    together: list[float]
-    operators_apart: float  # per step of a trial
-    operators_together: float
+    speeds: dict[str, list[float]]  # by the way of training: examples per second, of each round
+    operators: dict[str, float]  # by the way of training: per step of a trial
+
+    def ratios(self, way: str) -> list[float]:
+        """Divide the pack's speed by another way's, round by round."""
+        return [packed / other for packed, other in zip(self.speeds[PACK], self.speeds[way], strict=True)]
 
 
 def measure(inputs: Inputs, size: int, steps: int, rounds: int) -> Measured:
-    """Train ``size`` trials both ways, in turns."""
+    """Train ``size`` trials each way, in turns."""
     alone = [begin(inputs, number) for number in range(size)]
     pack = make_pack(inputs, size)
-    apart(alone, 1)
-    ways = {"apart": lambda n: apart(alone, n), "together": lambda n: together(pack, n)}
+    apart(alone, 2)  # the second step is recorded on a GPU
+    ways = {IN_TURN: lambda n: apart(alone, n), PACK: lambda n: together(pack, n)}
+    if inputs.device.type == "cuda":
+        ways[BY_KERNEL] = lambda n: apart(alone, n, recorded=False)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name in sorted(ways, reverse=turn % 2 == 1):
@@ -178,7 +185,7 @@ def measure(inputs: Inputs, size: int, steps: int, rounds: int) -> Measured:
             take(1)
             synchronize(inputs.device)
         counts[name] = operators(profiler, inputs.device) / size
-    return Measured(size, speeds["apart"], speeds["together"], counts["apart"], counts["together"])
+    return Measured(size, speeds, counts)
 
 
 def train_beside_others(options: argparse.Namespace, number: int, barrier: Barrier) -> None:
@@ -226,9 +233,9 @@ def at_once(options: argparse.Namespace) -> dict[int, float]:
 
 
 def operators(profiler: profile, device: torch.device) -> int:
-    """Count the operators that ran, or on a GPU the kernels."""
+    """Count the operators that ran, or on a GPU the launches."""
     if device.type == "cuda":
-        return sum("LaunchKernel" in event.name for event in profiler.events())
+        return sum("LaunchKernel" in event.name or "GraphLaunch" in event.name for event in profiler.events())
     return sum(
         event.name.startswith("aten::") and event.name not in NO_KERNEL and not event.cpu_children
         for event in profiler.events()
@@ -248,17 +255,18 @@ def report(
         f" {', '.join(map(str, RANKS))} in turn, batches of {BATCH_SIZE}, dropout as in GPT-2;"
         f" {options.rounds} rounds of {options.steps} steps of each trial.",
         "",
-        "| trials | one after another, examples/s | in a pack, examples/s | ratio, median (least to most) |"
-        f" {'kernels' if on_gpu else 'operators'} a step alone | in a pack |",
-        "|---|---|---|---|---|---|",
+        f"| trials | trained | examples/s | {'launches' if on_gpu else 'operators'} a step | pack / this way,"
+        " median (least to most) |",
+        "|---|---|---|---|---|",
     ]
     for one in found:
-        ratios = [packed / alone for packed, alone in zip(one.together, one.apart, strict=True)]
-        lines.append(
-            f"| {one.size} | {statistics.median(one.apart):,.1f} | {statistics.median(one.together):,.1f} |"
-            f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-            f" {one.operators_apart:,.0f} | {one.operators_together:,.0f} |"
-        )
+        for way, speeds in one.speeds.items():
+            ratios = one.ratios(way)
+            against = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            lines.append(
+                f"| {one.size} | {way} | {statistics.median(speeds):,.1f} | {one.operators[way]:,.0f} |"
+                f" {'' if way == PACK else against} |"
+            )
     if processes:
         best = max(processes.values())
         lines += [
@@ -268,7 +276,9 @@ def report(
             *(f"| {count} | {speed:,.1f} |" for count, speed in processes.items()),
             "",
             "Against the best of these, a pack is "
-            + ", ".join(f"{statistics.median(one.together) / best:.2f} ({one.size} trials)" for one in found)
+            + ", ".join(
+                f"{statistics.median(one.speeds[PACK]) / best:.2f} ({one.size} trials)" for one in found
+            )
             + " times as fast.",
         ]
     return "\n".join(lines) + "\n"
@@ -301,7 +311,7 @@ def main() -> None:
     found = []
     for size in options.sizes:
         found.append(measure(inputs, size, options.steps, options.rounds))
-        print(report(inputs, found[-1:], {}, options).splitlines()[-1], flush=True)
+        print(*report(inputs, found[-1:], {}, options).splitlines()[5:], sep="\n", flush=True)
     text = report(inputs, found, at_once(options) if options.processes else {}, options)
     print(text)
     if options.out:
