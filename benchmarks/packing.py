@@ -142,7 +142,7 @@ def make_pack(inputs: Inputs, size: int) -> Pack:
     for number in range(size):
         pack.join(str(number), iter([begin(inputs, number)]))
         pack.go_on(str(number))
-    together(pack, 1)
+    together(pack, 2)  # on a GPU, the second pass is recorded
     assert not said
     return pack
 
@@ -164,7 +164,7 @@ def measure(inputs: Inputs, size: int, steps: int, rounds: int) -> Measured:
     """Train ``size`` trials each way, in turns."""
     alone = [begin(inputs, number) for number in range(size)]
     pack = make_pack(inputs, size)
-    apart(alone, 2)  # the second step is recorded on a GPU
+    apart(alone, 2)  # so is the second step of a trial
     ways = {IN_TURN: lambda n: apart(alone, n), PACK: lambda n: together(pack, n)}
     if inputs.device.type == "cuda":
         ways[BY_KERNEL] = lambda n: apart(alone, n, recorded=False)

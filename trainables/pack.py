@@ -180,7 +180,7 @@ class Pack:
         by_guest = {step.member.guest: step for step in steps}
         guests = [step.member.guest for step in steps if step.member.guest is not None]
         if kind not in self._shared:
-            self._shared[kind] = SharedBase(self._base, guests[0])
+            self._shared[kind] = SharedBase(self._base, guests[0], self._report)
         shared = self._shared[kind]
         shared.host(guests)
         steps = [by_guest[guest] for guest in shared.guests]
@@ -197,8 +197,8 @@ class Pack:
                     strange.append(step)
             if strange:
                 return strange
-            shared.step(losses, [step.stretch.settings.max_gradient_norm for step in steps])
-            for step, loss in zip(steps, losses.detach(), strict=True):
+            shared.step([step.stretch.settings.max_gradient_norm for step in steps])
+            for step, loss in zip(steps, losses, strict=True):
                 step.member.is_new = False
                 if graphs := step.stretch.trained.graphs:
                     graphs.forget()  # of steps taken alone; their memory is the pack's now

@@ -3,13 +3,14 @@
 Batches are concatenated, ``[trials x texts, tokens]``, each padded to the most texts and the longest text.
 Trained parameters are in stacks (:mod:`trainables.stacks`), so that an adapter or a head is one product for
 all trials, and each trial has the dropout masks it has alone (:mod:`trainables.dropout`). So every trial gets
-what it would get alone, up to rounding.
+what it would get alone, up to rounding. On a GPU, passes are CUDA graphs (:mod:`trainables.graphs`): what
+changes when trials come and go is in tensors that stay where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from trainables.base_model import LINEAR_LAYERS, BaseModel, build_model, head_modules
 from trainables.batches import Batch
 from trainables.dropout import MaskKind, Masks, keep, scale
+from trainables.graphs import Recorder, Recording
 from trainables.methods.low_rank_layers import LowRankLayer
 from trainables.precision import computing_in
 from trainables.stacked_layers import AdaptedLinear, OwnLinear, StackedAdapters
@@ -106,15 +108,54 @@ def _of_adapter(name: str, layer: LowRankLayer) -> dict[str, nn.Parameter]:
     return own
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass reads, on the device."""
+
+    inputs: Mapping[str, torch.Tensor]  # the model's, [guests x texts, tokens]
+    labels: torch.Tensor  # [guests, texts]
+    shares: torch.Tensor  # [guests]; of each example in its guest's loss
+    masks: Mapping[MaskKind, torch.Tensor]  # [sites, guests, texts, ...]
+
+    def copy_(self, other: _Pass) -> None:
+        """Fill the tensors with those of another pass of the same shape."""
+        for own, new in ((self.labels, other.labels), (self.shares, other.shares)):
+            own.copy_(new, non_blocking=True)
+        for name, values in other.inputs.items():
+            self.inputs[name].copy_(values, non_blocking=True)
+        for kind, masks in other.masks.items():
+            self.masks[kind].copy_(masks)
+
+    def to(self, device: torch.device) -> _Pass:
+        """Return the pass with its tensors on the device, each a contiguous one of its own."""
+        return _Pass(
+            {name: values.to(device, non_blocking=True) for name, values in self.inputs.items()},
+            self.labels.to(device, non_blocking=True),
+            self.shares.to(device, non_blocking=True),
+            {kind: masks.contiguous() for kind, masks in self.masks.items()},
+        )
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Passes of the same shape do the same work."""
+        masks = ((kind, masks.shape) for kind, masks in self.masks.items())
+        return (self.labels.shape, *((name, one.shape) for name, one in self.inputs.items()), *masks)
+
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+"""Of a pass: logits ``[guests, texts, labels]`` and mean losses ``[guests]``, both detached."""
+
+
 class SharedBase:
     """A base that runs the batches of guests of one kind in one pass, and trains the guests.
 
     Arguments:
         base: the base model's weights.
         first: lends its linear layers, which are equal in all guests of its kind.
+        report: is told if passes cannot be recorded, and why.
     """
 
-    def __init__(self, base: BaseModel, first: Guest) -> None:
+    def __init__(self, base: BaseModel, first: Guest, report: Callable[[str], None] = print) -> None:
         self._device = first.trained.device
         self._model = build_model(base, seed=0)
         self._model.train()
@@ -126,8 +167,15 @@ class SharedBase:
         self._of_adapters: dict[tuple[int | None, ...], torch.Tensor] = {}  # the current step's masks
         self._generator = torch.Generator(self._device)
         self._pad_token_id: int = self._model.config.pad_token_id
+        self._scalings, self._are_dora = (torch.zeros(0, 0, device=self._device) for _ in range(2))
+        self._squared_norms: dict[str, torch.Tensor] = {}  # of the base's weights, by layer, for DoRA
         self._adapters: dict[str, StackedAdapters] = {}  # of these guests, by layer
         self._anchor = torch.zeros((), device=self._device, requires_grad=True)
+        is_recorded = first.trained.graphs is not None
+        self._recorder = Recorder("a pack", self._device, report) if is_recorded else None
+        self._is_first_pass = True
+        self._recorded: dict[tuple[object, ...], tuple[_Pass, Recording[Outputs]]] = {}  # by shape
+        self._places: dict[MaskKind, torch.Tensor] = {}  # the masks of recorded passes, of one after another
 
     def _lend(self, first: Guest) -> None:
         """Compute linear layers by those of a guest and by stacks; drop the model's own, unquantized ones."""
@@ -147,6 +195,11 @@ class SharedBase:
         """The current guests, in the order in which :meth:`losses` takes their batches."""
         return tuple(self._guests)
 
+    @property
+    def count_recorded(self) -> int:
+        """How many kinds of passes are recorded."""
+        return len(self._recorded)
+
     def host(self, guests: Sequence[Guest]) -> None:
         """Make these the only guests; those that leave get back what they have trained."""
         for guest in self.guests:
@@ -161,11 +214,16 @@ class SharedBase:
                 self.let_go(guest)
             shapes = [{name: tuple(one.shape) for name, one in guest.own.items()} for guest in coming]
             rows = 1 << (len(guests) - 1).bit_length()  # with room for later guests
+            self._forget()  # all that was recorded works on the old stacks
             self._stacks = Stacks(_largest([self._stacks.shapes, *shapes]), rows, self._device)
-        self._adapters = {} if coming else self._adapters
+            of_adapters = len(guests[0].adapted), rows
+            self._scalings = torch.zeros(of_adapters, device=self._device)
+            self._are_dora = torch.zeros(of_adapters, dtype=torch.bool, device=self._device)
         for guest in coming:
             self._stacks.take_in(guest.trained, guest.own)
             self._guests.append(guest)
+        if coming or not self._adapters:
+            self._adapters = self._find_adapters()
 
     def let_go(self, guest: Guest) -> None:
         """Remove a guest, if it is here, and give it back what it has trained."""
@@ -175,11 +233,9 @@ class SharedBase:
         self._adapters = {}
         self._guests[self._guests.index(guest)] = self._guests[-1]
         self._guests.pop()
-        if not self._guests:
-            self._stacks = Stacks({}, 0, self._device)
 
     def losses(self, batches: Sequence[Batch], dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return each guest's logits, and their mean losses ``[guests]``, dropout included.
+        """Return each guest's logits, and their mean losses ``[guests]``, and compute gradients for a step.
 
         Masks are drawn from each guest's own random stream.
 
@@ -187,6 +243,12 @@ class SharedBase:
             batches: one of each guest.
             dtype: to compute in.
         """
+        due = self._put_together(batches)
+        logits, losses = self._outputs(due, dtype)
+        return [own[: len(batch.labels)] for own, batch in zip(logits, batches, strict=True)], losses
+
+    def _put_together(self, batches: Sequence[Batch]) -> _Pass:
+        """Concatenate batches, on the CPU, and draw masks, on the device."""
         trials, texts = len(batches), max(len(batch.labels) for batch in batches)
         longest = max(batch.input_ids.shape[1] for batch in batches)
         inputs = {name: torch.zeros((trials, texts, longest), dtype=torch.long) for name in batches[0].inputs}
@@ -198,25 +260,64 @@ class SharedBase:
             for name, values in batch.inputs.items():
                 inputs[name][row, :count, :length] = values
             labels[row, :count] = batch.labels
-        self._draw(batches, texts, longest)
-        labels = labels.to(self._device, non_blocking=True)
-        rows = {name: one.flatten(0, 1).to(self._device, non_blocking=True) for name, one in inputs.items()}
-        with computing_in(dtype, self._device):
-            whole = self._model(**rows).logits.float()
-        each = cross_entropy(whole, labels.flatten(), reduction="none", ignore_index=IGNORED)
+        rows = {name: one.flatten(0, 1) for name, one in inputs.items()}
         shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches])
-        losses = each.view(trials, texts).sum(dim=1) * shares.to(self._device)
-        logits = whole.detach().unflatten(0, (trials, texts))
-        return [own[: len(batch.labels)] for own, batch in zip(logits, batches, strict=True)], losses
+        return _Pass(rows, labels, shares, self._draw(batches, texts, longest))
 
-    def step(self, losses: torch.Tensor, max_gradient_norms: Sequence[float]) -> None:
-        """Take each guest's optimizer step on its loss."""
+    def _outputs(self, due: _Pass, dtype: torch.dtype) -> Outputs:
+        """Do a pass: as it is, or by launching one that was recorded."""
+        shape = (*due.shape, dtype, any(one.is_dora is not None for one in self._adapters.values()))
+        if shape not in self._recorded:
+            own = due.to(self._device)
+            recording = None
+            if self._recorder and self._recorder.is_able and not self._is_first_pass:
+                own = replace(own, masks={kind: self._place(kind, own.masks[kind]) for kind in own.masks})
+                recording = self._recorder.record(partial(self._compute, own, dtype))
+            self._is_first_pass = False
+            if recording is None:
+                self._forget()
+                return self._compute(own, dtype)
+            self._recorded[shape] = own, recording
+        own, recording = self._recorded[shape]
+        own.copy_(due)
+        recording.graph.replay()
+        logits, losses = recording.result
+        return logits, losses.clone()
+
+    def _place(self, kind: MaskKind, masks: torch.Tensor) -> torch.Tensor:
+        """Copy masks to where recorded passes of all shapes have them."""
+        place = self._places.get(kind)
+        if place is None or place.numel() < masks.numel():
+            place = self._places[kind] = torch.empty_like(masks).flatten()
+        return place[: masks.numel()].view(masks.shape).copy_(masks)
+
+    def _compute(self, due: _Pass, dtype: torch.dtype) -> Outputs:
+        """Compute logits, losses and gradients; those of the base's weights are nobody's."""
+        self._stacks.begin_gradients()
+        self._masks.put(due.masks)
+        self._guests[0].trained.masks.put({})  # counts from the first adapter again
+        self._of_adapters = {kind.shape: masks for kind, masks in due.masks.items() if kind.of_adapters}
+        with computing_in(dtype, self._device):
+            whole = self._model(**due.inputs).logits.float()
+        each = cross_entropy(whole, due.labels.flatten(), reduction="none", ignore_index=IGNORED)
+        losses = each.view(due.labels.shape).sum(dim=1) * due.shares
         # The base is frozen: no gradient of one trial's loss reaches another's parameters.
         losses.sum().backward()
+        return whole.detach().unflatten(0, due.labels.shape), losses.detach()
+
+    def _forget(self) -> None:
+        """Let go of all that was recorded."""
+        self._recorded.clear()
+        self._places.clear()
+        if self._recorder:
+            self._recorder.forget()
+
+    def step(self, max_gradient_norms: Sequence[float]) -> None:
+        """Take each guest's optimizer step, by the gradients of the last :meth:`losses`."""
         self._stacks.step(max_gradient_norms)
 
-    def _draw(self, batches: Sequence[Batch], texts: int, longest: int) -> None:
-        """Draw each guest's masks from its own stream, as it does alone."""
+    def _draw(self, batches: Sequence[Batch], texts: int, longest: int) -> dict[MaskKind, torch.Tensor]:
+        """Draw each guest's masks from its own stream, as it does alone: ``[sites, guests, texts, ...]``."""
         drawn: dict[MaskKind, torch.Tensor] = {}
         kept: dict[MaskKind, torch.Tensor] = {}
         for row, (guest, batch) in enumerate(zip(self._guests, batches, strict=True)):
@@ -238,10 +339,8 @@ class SharedBase:
             stream.state = {**stream.state, self._device.type: self._generator.get_state()}
         for key, masks in drawn.items():
             scale(masks, kept[key].to(self._device, non_blocking=True) if key.of_adapters else 1 - key.p)
-            drawn[key] = masks.transpose(0, 1).contiguous()  # drawn trial by trial, used site by site
-        self._masks.put(drawn)
-        self._guests[0].trained.masks.put({})  # counts from the first adapter again
-        self._of_adapters = {key.shape: masks for key, masks in drawn.items() if key.of_adapters}
+            drawn[key] = masks.transpose(0, 1)  # drawn trial by trial, used site by site
+        return drawn
 
     def _linear(self, name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """Compute a linear layer of the base and each guest's adapter, if they have one."""
@@ -250,8 +349,6 @@ class SharedBase:
             return result
         rows = inputs.reshape(len(self._guests), -1, inputs.shape[-1])
         dropped = self._drop(name, inputs)
-        if name not in self._adapters:
-            self._adapters[name] = self._find_adapters(name)
         result = AdaptedLinear.apply(self._anchor, rows, dropped, layer, self._adapters[name])
         return result.view(*inputs.shape[:-1], -1)
 
@@ -264,17 +361,31 @@ class SharedBase:
         mask = self._of_adapters[kind.shape][index]
         return keep(inputs, mask, 1).view(len(self._guests), -1, inputs.shape[-1])
 
-    def _find_adapters(self, name: str) -> StackedAdapters:
-        scaling = torch.tensor([guest.scaling(name) for guest in self._guests])
-        is_dora = [f"{name}.magnitude" in guest.own for guest in self._guests]
-        norms = [layer for guest in self._guests if (layer := guest.adapted[name]).lora_variant]
-        return StackedAdapters(
-            self._stacks,
-            name,
-            scaling.to(self._device, non_blocking=True)[:, None, None],
-            torch.tensor(is_dora).to(self._device, non_blocking=True)[:, None] if any(is_dora) else None,
-            norms[0].base_squared_norms if norms else None,  # type: ignore[arg-type]
-        )
+    def _find_adapters(self) -> dict[str, StackedAdapters]:
+        """Note, where recorded passes read it, what the guests' adapters are."""
+        if not (names := list(self._guests[0].adapted)):
+            return {}
+        count = len(self._guests)
+        any_dora = any(layer.lora_variant for guest in self._guests for layer in guest.adapted.values())
+        scalings = [[guest.scaling(name) for guest in self._guests] for name in names]
+        are_dora = [[f"{name}.magnitude" in guest.own for guest in self._guests] for name in names]
+        self._scalings[:, :count] = torch.tensor(scalings)
+        self._are_dora[:, :count] = torch.tensor(are_dora)
+        for guest in self._guests:
+            for name, layer in guest.adapted.items():
+                if layer.lora_variant and name not in self._squared_norms:
+                    assert isinstance(layer.base_squared_norms, torch.Tensor)
+                    self._squared_norms[name] = layer.base_squared_norms
+        return {
+            name: StackedAdapters(
+                self._stacks,
+                name,
+                scaling[:count, None, None],
+                is_dora[:count, None] if any_dora else None,
+                self._squared_norms.get(name),
+            )
+            for name, scaling, is_dora in zip(names, self._scalings, self._are_dora, strict=True)
+        }
 
     def _head(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
         """Compute each guest's own linear layer."""

@@ -57,6 +57,10 @@ class Stacks:
         """Return a stack of parameters, ``[trials, ...]``."""
         return self._stack(self._values, name)
 
+    def begin_gradients(self) -> None:
+        """Have the next gradients replace those of the last step."""
+        self._written.clear()
+
     def add_gradient(self, name: str, left: torch.Tensor, right: torch.Tensor) -> None:
         """Add a gradient, ``left @ right``, to those that :meth:`step` will use.
 
@@ -145,7 +149,6 @@ class Stacks:
             # The schedule warns if it steps before the optimizer.
             trained.optimizer._opt_called = True  # type: ignore[attr-defined]
             trained.schedule.step()
-        self._written.clear()
 
     def _stack(self, of_all: torch.Tensor, name: str) -> torch.Tensor:
         start, shape = self._starts[name], self.shapes[name]

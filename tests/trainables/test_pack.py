@@ -149,6 +149,7 @@ def test_trials_train_together_as_alone(
     for shared in run.pack._shared.values():
         linear = [layer for layer in shared._model.modules() if isinstance(layer, LINEAR_LAYERS)]
         assert not sum(layer.weight.numel() for layer in linear), "a trial's own are used"
+        assert (shared.count_recorded > 0) == (device.type == "cuda")
     for trial in trials:
         assert_as_alone(run, trial, *inputs, device)
     for trial in trials:
@@ -175,10 +176,10 @@ def test_trials_of_a_bfloat16_base_train_together(
 
 
 def test_neighbours_that_come_and_go_and_diverge_change_nothing(
-    model_directories: dict[str, Path], data_files: dict[str, Path], tmp_path: Path
+    model_directories: dict[str, Path], data_files: dict[str, Path], tmp_path: Path, device: torch.device
 ) -> None:
     inputs = prepare(model_directories["gpt2"], data_files)
-    run = Run(*inputs)
+    run = Run(*inputs, device)
     stays, wild, full = spec("dora"), spec("lora", learning_rate=1e6), spec("full", learning_rate=3e-4)
     leaves, late = spec("lora", 1), spec("lora", 2, epochs=3, batch_size=16)
 
@@ -201,7 +202,7 @@ def test_neighbours_that_come_and_go_and_diverge_change_nothing(
     assert [line.partition(" ")[0] for line in run.said] == [full.trial_id], "only it shares no pass"
     assert "trains weights of the base itself" in run.said[0]
     for trial in (stays, full, leaves, late):
-        assert_as_alone(run, trial, *inputs)
+        assert_as_alone(run, trial, *inputs, device)
 
 
 def save(model: PreTrainedModel, tokenizer: Path, directory: Path) -> None:

@@ -54,6 +54,7 @@ def alone(trained: Trained, inputs: Sequence[torch.Tensor], norm: float) -> None
 
 def together(stacks: Stacks, inputs: torch.Tensor, norms: Sequence[float]) -> None:
     """Take a step of all, on ``[trials, rows, inputs]``."""
+    stacks.begin_gradients()
     a, b, bias = (stacks.values(name) for name in ("a", "b", "bias"))
     reduced = inputs @ a.mT
     gradient = 2 * (reduced @ b.mT + bias[:, None])
