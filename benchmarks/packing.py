@@ -43,7 +43,7 @@ from trainables.pack import Pack
 from trainables.parallel import ALONE
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
 from trainables.stretch import Stretch, train
-from trainables.trial import TrialSpec, set_up
+from trainables.trial import PADDED_TO, TrialSpec, set_up
 
 BATCH_SIZE = 16
 RANKS = (4, 8, 16, 32)
@@ -117,7 +117,8 @@ def begin(inputs: Inputs, number: int) -> Stretch:
     training = TrainingSettings(learning_rate=1e-3 / (number + 1), batch_size=BATCH_SIZE)
     spec = TrialSpec(f"lora-{number}", "lora", "lora", number, settings, training)
     trained, _ = set_up(spec, inputs.base, 10**6, inputs.device, ALONE, inputs.split.longest)
-    batches = training_batches(inputs.split, BATCH_SIZE, inputs.pad_token_id, number)
+    multiple = PADDED_TO[inputs.device.type]
+    batches = training_batches(inputs.split, BATCH_SIZE, inputs.pad_token_id, number, multiple=multiple)
     return Stretch(trained, batches, training, torch.float32)
 
 

@@ -53,7 +53,9 @@ def attend(
     if attention_mask is not None:
         unseen = ~attention_mask
     elif causal and query.shape[2] > 1:
-        unseen = _later(query.shape[2], key.shape[2], query.device)
+        # What is made while a graph is recorded is part of the graph.
+        later = _later.__wrapped__ if query.is_cuda and torch.cuda.is_current_stream_capturing() else _later
+        unseen = later(query.shape[2], key.shape[2], query.device)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Rotary embeddings, or a 4-bit layer under autocast, may have made some of them float32.
     device = value.device.type

@@ -27,19 +27,21 @@ Update = Callable[[Batch], torch.Tensor]
 """Takes an optimizer step on a batch on the device; returns its mean loss, a detached scalar."""
 
 
+Inputs = TypeVar("Inputs")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Recording(Generic[Result]):
-    """Work of a GPU as a graph; its tensors are read and written again whenever it is launched."""
+class Recording(Generic[Inputs, Result]):
+    """Work of a GPU as a graph, which reads and writes the same tensors whenever it is launched."""
 
     graph: torch.cuda.CUDAGraph
-    result: Result  # of the work, written anew by each launch
+    inputs: Inputs
+    result: Result  # written anew by each launch
 
 
 class Recorder:
-    """Records work of a GPU, in memory that all recordings share: none needs it between two launches.
+    """Records work of a GPU, in memory that all its recordings share: none needs it between two launches.
 
     Arguments:
         name: whose work it is.
@@ -59,8 +61,14 @@ class Recorder:
         """Let go of the memory, once all recordings have been let go of."""
         self._first = None
 
-    def record(self, work: Callable[[], Result]) -> Recording[Result] | None:
+    def record(
+        self, make_inputs: Callable[[], Inputs], work: Callable[[Inputs], Result]
+    ) -> Recording[Inputs, Result] | None:
         """Record work without doing it; if that is impossible, report why and never try again.
+
+        Arguments:
+            make_inputs: makes the tensors that the work reads; this is not recorded.
+            work: must have been done before, on the same device.
 
         Raises:
             torch.AcceleratorError: if it fails and leaves CUDA of no use in this process.
@@ -69,11 +77,13 @@ class Recorder:
             return None
         graph = torch.cuda.CUDAGraph()
         try:
+            inputs = make_inputs()
             with self._recording(graph):
-                result = work()
+                result = work(inputs)
         except torch.OutOfMemoryError:
             reason = "there is no memory for them"
         except torch.AcceleratorError as error:
+            self.is_able = False
             advice = "while a training step was recorded; resources.cuda_graphs: false does without"
             error.args = (f"{error} ({advice})",)
             raise
@@ -81,7 +91,7 @@ class Recorder:
             reason = str(error).partition("\n")[0]
         else:
             self._first = self._first or graph
-            return Recording(graph, result)
+            return Recording(graph, inputs, result)
         self.is_able = False
         self._report(f"{self._name} trains without CUDA graphs: {reason}")
         return None
@@ -90,8 +100,7 @@ class Recorder:
     def _recording(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
         """Record what the block does."""
         torch.cuda.synchronize(self._device)
-        if self._first is None:
-            torch.cuda.empty_cache()  # what the same work took when it was done without being recorded
+        torch.cuda.empty_cache()  # while work is recorded, PyTorch does not do it where memory runs out
         mode, collects = torch.cuda.get_sync_debug_mode(), gc.isenabled()
         gc.disable()  # a graph of an earlier trial must not be destroyed now
         try:
@@ -125,11 +134,11 @@ class StepGraphs:
     def __init__(
         self, name: str, optimizer: AdamW, device: torch.device, report: Callable[[str], None] = print
     ) -> None:
-        (self._settings,) = optimizer.param_groups
+        self._optimizer = optimizer
         self._device = device
         self._recorder = Recorder(name, device, report)
         self._is_first = True
-        self._recorded: dict[tuple[int, ...], tuple[Batch, Recording[torch.Tensor]]] = {}  # by batch's shape
+        self._recorded: dict[tuple[int, ...], Recording[Batch, torch.Tensor]] = {}  # by the batch's shape
         self._rate = torch.zeros((), device=device)
 
     @property
@@ -138,9 +147,10 @@ class StepGraphs:
         return list(self._recorded)
 
     def forget(self) -> None:
-        """Let go of all graphs and of their memory; steps are recorded again when they are needed."""
+        """Let go of all graphs and of their memory; the next step counts as the first."""
         self._recorded.clear()
         self._recorder.forget()
+        self._is_first = True
 
     def step(self, batch: Batch, update: Update) -> torch.Tensor:
         """Take a step on a batch; return its mean loss, a detached scalar.
@@ -150,31 +160,31 @@ class StepGraphs:
             update: the same at every step, but for the batch and the learning rate.
         """
         shape = tuple(batch.input_ids.shape)
-        if shape not in self._recorded:
-            own = batch.to(self._device)
-            recording = None if self._is_first else self._record(own, update)
+        recording = self._recorded.get(shape)
+        if recording is None:
+            recording = None if self._is_first else self._record(batch, update)
             self._is_first = False
             if recording is None:
-                return update(own)
-            self._recorded[shape] = own, recording
-        own, recording = self._recorded[shape]
-        own.copy_(batch)
-        self._rate.fill_(self._settings["lr"])
+                return update(batch.to(self._device))
+            self._recorded[shape] = recording
+        recording.inputs.copy_(batch)
+        (settings,) = self._optimizer.param_groups
+        self._rate.fill_(settings["lr"])
         recording.graph.replay()
         return recording.result.clone()
 
-    def _record(self, batch: Batch, update: Update) -> Recording[torch.Tensor] | None:
+    def _record(self, batch: Batch, update: Update) -> Recording[Batch, torch.Tensor] | None:
         # The learning rate is read from a tensor, so that it is not part of a graph.
-        usual = {name: self._settings[name] for name in ("lr", "capturable")}
-        self._settings.update(lr=self._rate, capturable=True)
+        (settings,) = self._optimizer.param_groups
+        usual = {name: settings[name] for name in ("lr", "capturable")}
+        settings.update(lr=self._rate, capturable=True)
         try:
-            recording = self._recorder.record(partial(update, batch))
+            recording = self._recorder.record(partial(batch.to, self._device), update)
         finally:
-            self._settings.update(usual)
+            settings.update(usual)
         if recording is None:
             self.forget()
-            for parameter in self._settings["params"]:
-                parameter.grad = None
+            self._optimizer.zero_grad(set_to_none=True)
         return recording
 
 

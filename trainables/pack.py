@@ -49,11 +49,12 @@ class _Step:
 
     def alone(self) -> torch.Tensor:
         """Return the logits that the trial has alone; leave its random stream unchanged."""
-        stream = self.stretch.trained.stream
-        state, batch = stream.state, self.batch.to(self.stretch.trained.device)
-        with torch.no_grad(), stream.active():
-            logits = forward(self.stretch.trained.model, batch, self.stretch.dtype)
-        stream.state = state
+        trained = self.stretch.trained
+        state, batch = trained.stream.state, self.batch.to(trained.device)
+        with torch.no_grad(), trained.stream.active():
+            logits = forward(trained.model, batch, self.stretch.dtype)
+        trained.stream.state = state
+        trained.masks.put({})
         return logits
 
 
@@ -88,8 +89,8 @@ class Pack:
         """Remove a trial, if it is here, at any point of its course."""
         if (member := self._members.pop(name, None)) is not None:
             self._take_apart(member)
-            kinds = {one.guest.kind for one in self._members.values() if one.guest}
-            self._shared = {kind: shared for kind, shared in self._shared.items() if kind in kinds}
+            for kind in self._shared.keys() - {one.guest.kind for one in self._members.values() if one.guest}:
+                self._shared.pop(kind).forget()  # garbage may be collected much later
 
     def go_on(self, name: str) -> Outcome | None:
         """Advance a trial; return its next evaluation, or None if it must be trained first.
@@ -200,8 +201,10 @@ class Pack:
             shared.step([step.stretch.settings.max_gradient_norm for step in steps])
             for step, loss in zip(steps, losses, strict=True):
                 step.member.is_new = False
-                if graphs := step.stretch.trained.graphs:
-                    graphs.forget()  # of steps taken alone; their memory is the pack's now
+                trained = step.stretch.trained
+                trained.masks.put({})  # of a step taken alone: the pack needs the memory
+                if trained.graphs:
+                    trained.graphs.forget()
                 step.stretch.add(step.batch, loss)
         tokens = sum(step.batch.tokens for step in steps)
         for step in steps:

@@ -110,12 +110,12 @@ def _of_adapter(name: str, layer: LowRankLayer) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a pass reads, on the device."""
+    """What a pass reads."""
 
     inputs: Mapping[str, torch.Tensor]  # the model's, [guests x texts, tokens]
     labels: torch.Tensor  # [guests, texts]
     shares: torch.Tensor  # [guests]; of each example in its guest's loss
-    masks: Mapping[MaskKind, torch.Tensor]  # [sites, guests, texts, ...]
+    masks: Mapping[MaskKind, torch.Tensor]  # [sites, guests, texts, ...]; on the device from the beginning
 
     def copy_(self, other: _Pass) -> None:
         """Fill the tensors with those of another pass of the same shape."""
@@ -127,12 +127,12 @@ class _Pass:
             self.masks[kind].copy_(masks)
 
     def to(self, device: torch.device) -> _Pass:
-        """Return the pass with its tensors on the device, each a contiguous one of its own."""
+        """Return the pass with its tensors on the device."""
         return _Pass(
             {name: values.to(device, non_blocking=True) for name, values in self.inputs.items()},
             self.labels.to(device, non_blocking=True),
             self.shares.to(device, non_blocking=True),
-            {kind: masks.contiguous() for kind, masks in self.masks.items()},
+            self.masks,
         )
 
     @property
@@ -174,7 +174,7 @@ class SharedBase:
         is_recorded = first.trained.graphs is not None
         self._recorder = Recorder("a pack", self._device, report) if is_recorded else None
         self._is_first_pass = True
-        self._recorded: dict[tuple[object, ...], tuple[_Pass, Recording[Outputs]]] = {}  # by shape
+        self._recorded: dict[tuple[object, ...], Recording[_Pass, Outputs]] = {}  # by shape
         self._places: dict[MaskKind, torch.Tensor] = {}  # the masks of recorded passes, of one after another
 
     def _lend(self, first: Guest) -> None:
@@ -214,7 +214,7 @@ class SharedBase:
                 self.let_go(guest)
             shapes = [{name: tuple(one.shape) for name, one in guest.own.items()} for guest in coming]
             rows = 1 << (len(guests) - 1).bit_length()  # with room for later guests
-            self._forget()  # all that was recorded works on the old stacks
+            self.forget()  # all that was recorded works on the old stacks
             self._stacks = Stacks(_largest([self._stacks.shapes, *shapes]), rows, self._device)
             of_adapters = len(guests[0].adapted), rows
             self._scalings = torch.zeros(of_adapters, device=self._device)
@@ -267,31 +267,30 @@ class SharedBase:
     def _outputs(self, due: _Pass, dtype: torch.dtype) -> Outputs:
         """Do a pass: as it is, or by launching one that was recorded."""
         shape = (*due.shape, dtype, any(one.is_dora is not None for one in self._adapters.values()))
-        if shape not in self._recorded:
-            own = due.to(self._device)
-            recording = None
-            if self._recorder and self._recorder.is_able and not self._is_first_pass:
-                own = replace(own, masks={kind: self._place(kind, own.masks[kind]) for kind in own.masks})
-                recording = self._recorder.record(partial(self._compute, own, dtype))
+        recording = self._recorded.get(shape)
+        if recording is None:
+            if self._recorder and not self._is_first_pass:
+                recording = self._recorder.record(partial(self._place, due), partial(self._compute, dtype))
             self._is_first_pass = False
             if recording is None:
-                self._forget()
-                return self._compute(own, dtype)
-            self._recorded[shape] = own, recording
-        own, recording = self._recorded[shape]
-        own.copy_(due)
+                self.forget()
+                return self._compute(dtype, due.to(self._device))
+            self._recorded[shape] = recording
+        recording.inputs.copy_(due)
         recording.graph.replay()
         logits, losses = recording.result
         return logits, losses.clone()
 
-    def _place(self, kind: MaskKind, masks: torch.Tensor) -> torch.Tensor:
-        """Copy masks to where recorded passes of all shapes have them."""
-        place = self._places.get(kind)
-        if place is None or place.numel() < masks.numel():
-            place = self._places[kind] = torch.empty_like(masks).flatten()
-        return place[: masks.numel()].view(masks.shape).copy_(masks)
+    def _place(self, due: _Pass) -> _Pass:
+        """Return what a recorded pass reads: its own tensors, and masks where those of all shapes are."""
+        places = {}
+        for kind, masks in due.masks.items():
+            if kind not in self._places or self._places[kind].numel() < masks.numel():
+                self._places[kind] = masks.new_empty(masks.numel())
+            places[kind] = self._places[kind][: masks.numel()].view(masks.shape)
+        return replace(due.to(self._device), masks=places)
 
-    def _compute(self, due: _Pass, dtype: torch.dtype) -> Outputs:
+    def _compute(self, dtype: torch.dtype, due: _Pass) -> Outputs:
         """Compute logits, losses and gradients; those of the base's weights are nobody's."""
         self._stacks.begin_gradients()
         self._masks.put(due.masks)
@@ -305,10 +304,12 @@ class SharedBase:
         losses.sum().backward()
         return whole.detach().unflatten(0, due.labels.shape), losses.detach()
 
-    def _forget(self) -> None:
-        """Let go of all that was recorded."""
+    def forget(self) -> None:
+        """Let go of all that was recorded, and of the last pass's masks."""
         self._recorded.clear()
         self._places.clear()
+        self._masks.put({})
+        self._of_adapters = {}
         if self._recorder:
             self._recorder.forget()
 
@@ -339,7 +340,7 @@ class SharedBase:
             stream.state = {**stream.state, self._device.type: self._generator.get_state()}
         for key, masks in drawn.items():
             scale(masks, kept[key].to(self._device, non_blocking=True) if key.of_adapters else 1 - key.p)
-            drawn[key] = masks.transpose(0, 1)  # drawn trial by trial, used site by site
+            drawn[key] = masks.transpose(0, 1).contiguous()  # drawn trial by trial, used site by site
         return drawn
 
     def _linear(self, name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -84,6 +84,18 @@ def test_recorded_steps_have_the_numbers_of_others(kind: str, base: BaseModel, d
 
 
 @pytest.mark.cuda
+def test_a_trial_that_continues_is_recorded(base: BaseModel, data: TokenizedData) -> None:
+    """Its optimizer's settings are other ones than those it was made with."""
+    recorded, plain = begin("lora", base, data), replace(begin("lora", base, data), graphs=None)
+    for trained in (recorded, plain):
+        trained.optimizer.load_state_dict(trained.optimizer.state_dict())
+    batches = some_batches(data)
+    torch.testing.assert_close(losses(recorded, batches), losses(plain, batches), rtol=1e-4, atol=1e-5)
+    assert recorded.graphs is not None
+    assert recorded.graphs.shapes
+
+
+@pytest.mark.cuda
 def test_a_recorded_step_is_launched_at_once(base: BaseModel, data: TokenizedData) -> None:
     trained = begin("lora", base, data)
     (batch,) = some_batches(data, 1)
