@@ -93,6 +93,7 @@ def failure(error: Exception) -> Failure:
     if isinstance(error, ProcessDiedError | OSError):
         raise error
     print(redact("".join(traceback.format_exception(error))), flush=True)
+    traceback.clear_frames(error.__traceback__)  # which hold tensors of the step that failed
     status, text = failure_status(error), f"{type(error).__name__}: {error}"
     if status == "failed" and isinstance(error, torch.AcceleratorError):
         raise ProcessDiedError(text) from error  # CUDA does no more work in this process

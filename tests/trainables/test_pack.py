@@ -109,22 +109,27 @@ class Run:
             self._go_on(name)
 
 
-def assert_same_curve(found: list[Evaluation], expected: list[Evaluation]) -> None:
+def assert_same_curve(found: list[Evaluation], expected: list[Evaluation], tolerance: float = 1e-4) -> None:
     assert len(found) == len(expected)
     for name in ("train_loss", "validation_loss"):
         curves = ([getattr(point, name) for point in points] for points in (found, expected))
-        assert next(curves) == pytest.approx(next(curves), rel=1e-4), name
+        assert next(curves) == pytest.approx(next(curves), rel=tolerance), name
     for name in ("step", "examples", "tokens", "trainable_parameters", "model_bytes", "is_best"):
         assert [getattr(p, name) for p in found] == [getattr(p, name) for p in expected], name
 
 
 def assert_as_alone(
-    run: Run, trial: TrialSpec, data: TokenizedData, base: BaseModel, device: torch.device = CPU
+    run: Run,
+    trial: TrialSpec,
+    data: TokenizedData,
+    base: BaseModel,
+    device: torch.device = CPU,
+    tolerance: float = 1e-4,
 ) -> None:
     alone = list(run_trial(TrialInputs(trial, data, base, device=device)))
     assert alone[-1].train_loss != alone[0].train_loss
     found = [outcome for outcome in run.outcomes[trial.trial_id] if isinstance(outcome, Evaluation)]
-    assert_same_curve(found, alone)
+    assert_same_curve(found, alone, tolerance)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"])
@@ -201,8 +206,10 @@ def test_neighbours_that_come_and_go_and_diverge_change_nothing(
     assert isinstance(run.outcomes[wild.trial_id][-1], DivergedError)
     assert [line.partition(" ")[0] for line in run.said] == [full.trial_id], "only it shares no pass"
     assert "trains weights of the base itself" in run.said[0]
+    # A GPU multiplies by other kernels when the number of trials changes: 1.8e-4 were seen in one loss of 56.
+    tolerance = 1e-4 if device == CPU else 1e-3
     for trial in (stays, full, leaves, late):
-        assert_as_alone(run, trial, *inputs, device)
+        assert_as_alone(run, trial, *inputs, device, tolerance)
 
 
 def save(model: PreTrainedModel, tokenizer: Path, directory: Path) -> None:
