@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainables.errors import InputError
 from trainables.settings import DataSettings
-from trainables.sources import Column, is_left_out, read_split
+from trainables.sources import SourceSplit, is_left_out, read_split
 
 NUMBER = re.compile(r"-?\d{1,18}")
 """A label that is a number, and sorts like one."""
@@ -173,19 +173,19 @@ def stratified_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return np.argsort(places, kind="stable")
 
 
-def _label_names(column: Column) -> tuple[str, ...]:
-    if column.label_names is not None:
-        return column.label_names
-    names = sorted({_label_name(label) for label in column.labels}, key=_label_order)
+def _label_names(source: SourceSplit) -> tuple[str, ...]:
+    if source.label_names is not None:
+        return source.label_names
+    names = sorted({_label_name(label) for label in source.labels}, key=_label_order)
     return tuple(names)
 
 
-def _names_of_labels(column: Column) -> list[str]:
+def _names_of_labels(source: SourceSplit) -> list[str]:
     """Return each example's label by name. Two sources of the same names may number them differently."""
-    known = column.label_names
+    known = source.label_names
     if known is None:
-        return [_label_name(label) for label in column.labels]
-    return [known[label] if 0 <= label < len(known) else _label_name(label) for label in column.labels]
+        return [_label_name(label) for label in source.labels]
+    return [known[label] if 0 <= label < len(known) else _label_name(label) for label in source.labels]
 
 
 def _label_name(label: Any) -> str:
@@ -199,22 +199,22 @@ def _label_order(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if NUMBER.fullmatch(name) else (1, 0, name)
 
 
-def _number(column: Column, labels: Sequence[str], key: str) -> RawSplit:
-    if not column.texts:
-        raise InputError(key, f"{column.origin} is empty; expected at least one example")
+def _number(source: SourceSplit, labels: Sequence[str], key: str) -> RawSplit:
+    if not source.texts:
+        raise InputError(key, f"{source.origin} is empty; expected at least one example")
     index_of = {name: index for index, name in enumerate(labels)}
-    names = _names_of_labels(column)
+    names = _names_of_labels(source)
     unknown = sorted(set(names) - set(labels))
     if unknown:
         known = ", ".join(labels[:10]) + (f" and {len(labels) - 10:,} more" if len(labels) > 10 else "")
         raise InputError(
-            key, f"{column.origin} has label {unknown[0]!r}, unknown in train, which has {known}"
+            key, f"{source.origin} has label {unknown[0]!r}, unknown in train, which has {known}"
         )
     indices = np.array([index_of[name] for name in names], dtype=np.int64)
-    split = RawSplit(column.texts, column.pairs, indices, np.arange(len(indices)), column.origin)
+    split = RawSplit(source.texts, source.pairs, indices, np.arange(len(indices)), source.origin)
     if key == "data.train" and len(np.unique(indices)) < 2:
         raise InputError(
-            "data.label", f"{column.origin} has one class only, {labels[indices[0]]!r}; expected two or more"
+            "data.label", f"{source.origin} has one class only, {labels[indices[0]]!r}; expected two or more"
         )
     return split
 
@@ -224,11 +224,11 @@ def _read_optional(
 ) -> RawSplit | None:
     if name is None or is_left_out(settings, name):
         return None
-    column = read_split(settings, key, name)
+    source = read_split(settings, key, name)
     # GLUE's test splits carry -1 for every label.
-    if key == "data.test" and column.labels and all(_label_name(label) == "-1" for label in column.labels):
+    if key == "data.test" and source.labels and all(_label_name(label) == "-1" for label in source.labels):
         return None
-    return _number(column, labels, key)
+    return _number(source, labels, key)
 
 
 def _cut(train: RawSplit, fraction: float, seed: int, name: str) -> tuple[RawSplit, RawSplit]:

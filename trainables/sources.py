@@ -17,7 +17,7 @@ FILE_KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
-class Column:
+class SourceSplit:
     """Examples as they were read, before labels are numbered."""
 
     texts: list[str]
@@ -44,7 +44,7 @@ def is_left_out(settings: DataSettings, split: str) -> bool:
     return by_default and trains_on_file and not is_file
 
 
-def read_split(settings: DataSettings, key: str, split: str) -> Column:
+def read_split(settings: DataSettings, key: str, split: str) -> SourceSplit:
     """Read one split: the file ``split`` if there is one, else that split of ``settings.path``.
 
     Arguments:
@@ -118,7 +118,7 @@ def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFram
     return loaded.to_pandas(), names
 
 
-def _read_embedded(settings: DataSettings, key: str, split: str) -> Column:
+def _read_embedded(settings: DataSettings, key: str, split: str) -> SourceSplit:
     from trainables.embedded import LABELS, embedded_splits
 
     asked = {"text": settings.text, "label": settings.label, "text_pair": settings.text_pair}
@@ -130,12 +130,12 @@ def _read_embedded(settings: DataSettings, key: str, split: str) -> Column:
     if split not in splits:
         raise InputError(key, f"the embedded dataset has no split {split!r}; it has {', '.join(splits)}")
     texts, labels = splits[split]
-    return Column(list(texts), None, list(labels), LABELS, f"{split} of the embedded dataset")
+    return SourceSplit(list(texts), None, list(labels), LABELS, f"{split} of the embedded dataset")
 
 
 def _check_columns(
     frame: pd.DataFrame, settings: DataSettings, origin: str, names: tuple[str, ...] | None
-) -> Column:
+) -> SourceSplit:
     for name in ("text", "text_pair"):
         if getattr(settings, name) == settings.label:
             raise InputError("data.label", f"is the same column as data.{name}: {settings.label!r}")
@@ -148,7 +148,7 @@ def _check_columns(
     if empty.any():
         number = int(empty.to_numpy().argmax()) + 1
         raise InputError("data.label", f"example {number} of {origin} has no label")
-    return Column(text, pairs, labels.tolist(), names, origin)
+    return SourceSplit(text, pairs, labels.tolist(), names, origin)
 
 
 def _texts(frame: pd.DataFrame, key: str, name: str, origin: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,8 +19,10 @@ from results.analysis import ranks, summary
 from results.loading import ResultSet
 from results.report import charts
 from results.report.across import ranks_note, ranks_table
-from results.report.parts import View
-from results.report.sections import write_part
+from results.report.headline import budget_rule_of, notice_of, verdict_of
+from results.report.parts import ExperimentPart
+from results.report.sections import write_sections
+from results.report.view import View
 from results.store import replace_file
 
 
@@ -36,10 +39,8 @@ def write_report(results: ResultSet, directory: Path, cache: Path | None = None)
     """
     figures = directory / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    views = [View(results.of(name), name) for name in results.trials.experiment.unique()]
-    for number, view in enumerate(views):
-        if view.key in {other.key for other in views[:number]}:  # such as 'sst2_r8' and 'sst2.r8'
-            view.key = f"{view.key}-{number}-"
+    keys = make_keys(results.trials.experiment.unique())
+    views = [View(results.of(name), name, key) for name, key in keys.items()]
     page = directory / "index.html"
     replace_file(page, render_page(results, views, cache).encode())
     for view in views:
@@ -48,6 +49,16 @@ def write_report(results: ResultSet, directory: Path, cache: Path | None = None)
             png = vl_convert.vegalite_to_png(charts.to_spec(chart), scale=2)
             replace_file(figures / f"{prefix}{name}.png", png)
     return page
+
+
+def make_keys(names: Iterable[str]) -> dict[str, str]:
+    """Return a key for each experiment's name, fit for ids and file names."""
+    keys: dict[str, str] = {}
+    for number, name in enumerate(names):
+        key = re.sub(r"[^A-Za-z0-9]+", "-", name)
+        is_taken = key in keys.values()  # such as for 'sst2_r8' and 'sst2.r8'
+        keys[name] = f"{key}-{number}-" if is_taken else key
+    return keys
 
 
 def render_page(results: ResultSet, views: Sequence[View], cache: Path | None) -> str:
@@ -64,6 +75,14 @@ def render_page(results: ResultSet, views: Sequence[View], cache: Path | None) -
         style=Markup((here / "style.css").read_text()),
         script=Markup((here / "page.js").read_text()),
         library=Markup(chart_library(cache)),
+    )
+
+
+def write_part(view: View) -> ExperimentPart:
+    """Write the page's part about one experiment."""
+    sections = write_sections(view)
+    return ExperimentPart(
+        view.key, view.name, verdict_of(view), notice_of(view), budget_rule_of(view), sections
     )
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from results.analysis import budget_curve, claims, compare, importance, summary, surface, verdict
+from results.analysis import budget_curve, claims, compare, importance, summary, surface
 from results.analysis.claims import UNKNOWN
-from results.analysis.metrics import amount, confirmed, good_trials, shares_process
+from results.analysis.metrics import amount, good_trials
 from results.analysis.tuning import TRIALS_EACH, has_numbers
-from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
-from results.report.parts import ExperimentPart, PageTable, Row, Section, View, p_value
+from results.report.parts import PageTable, Row, Section, p_value
+from results.report.view import View, json_object
 from results.schema import FAILED
 
 COSTS = (
@@ -29,8 +28,8 @@ COSTS = (
 FAILURES_SHOWN = 50
 
 
-def write_part(view: View) -> ExperimentPart:
-    """Write the page's part about one experiment, without sections that would be empty."""
+def write_sections(view: View) -> list[Section]:
+    """Write the sections about one experiment, without those that would be empty."""
     parts: tuple[Callable[[View], Section | None], ...] = (
         _methods_section,
         _costs_section,
@@ -43,99 +42,7 @@ def write_part(view: View) -> ExperimentPart:
         _failures_section,
         _provenance_section,
     )
-    sections = [section for part in parts if (section := part(view)) is not None]
-    return ExperimentPart(view.key, view.name, _verdict(view), _notice(view), _budget(view), sections)
-
-
-def _verdict(view: View) -> str:
-    if view.best.empty:
-        ended = view.search[view.search.status.isin(FAILED)]
-        return (
-            f"No trial has finished: all {len(ended)} failed."
-            if len(ended) == len(view.search) and len(ended)
-            else "No trial has finished yet."
-        )
-    return verdict(view.results, view.name)
-
-
-def _notice(view: View) -> str:
-    trials = view.results.trials
-    running = int((trials.status == "running").sum())
-    interrupted = int((trials.status == "interrupted").sum())
-    said = []
-    if running:
-        said.append(
-            f"This experiment is still running: {_count(running)} in progress. All of this may change."
-        )
-    elif interrupted:
-        said.append(f"This experiment was interrupted: {_count(interrupted)} unfinished.")
-    if shares_process(trials):
-        said.append("Trials were trained in packs: do not compare their times and memory.")
-    return " ".join(said)
-
-
-def _count(trials: int) -> str:
-    return "1 trial is" if trials == 1 else f"{trials} trials are"
-
-
-def _settings(view: View) -> dict[str, Any]:
-    """Return the experiment file's settings; empty if the run does not record them."""
-    texts = _latest_first(view.results.trials).settings.dropna()
-    settings = _json(texts.iloc[0], "settings").get("experiment") if len(texts) else None
-    return settings if isinstance(settings, dict) else {}
-
-
-def _latest_first(trials: pd.DataFrame) -> pd.DataFrame:
-    """Sort trials by their start: a run may have grown, and its last trials know what it is now."""
-    return trials.sort_values("started_at", ascending=False, kind="stable", na_position="last")
-
-
-def _json(text: Any, column: str) -> dict[str, Any]:
-    """Read a JSON object from a column; null is an empty one.
-
-    Raises:
-        ResultSetError: if it holds anything else.
-    """
-    try:
-        found = json.loads(text) if isinstance(text, str) else {}
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ResultSetError(f"trials.parquet: column {column!r} has {text!r:.40}; expected a JSON object")
-    return found
-
-
-def _budget(view: View) -> str:
-    settings = _settings(view)
-    if (seconds := _number_in(settings, "budget", "train_seconds")) is not None:
-        rule = f"{seconds:g} seconds of training"
-    elif (examples := _number_in(settings, "budget", "examples")) is not None:
-        rule = f"{examples:,} training examples"
-    elif (trials := _number_in(settings, "search", "trials")) is not None:
-        rule = f"{trials} trials"
-    else:
-        return "Budget rule: not recorded."
-    return (
-        f"Budget rule: each method had {rule} to find its hyperparameters on validation; {_confirmed(view)}."
-    )
-
-
-def _confirmed(view: View) -> str:
-    seeds = confirmed(view.results, view.name).groupby("method").seed.nunique()
-    if seeds.empty:
-        return "no configuration has been confirmed on test yet"
-    if len(seeds) == len(view.methods) and seeds.nunique() == 1:
-        fresh = "1 fresh seed" if seeds.iloc[0] == 1 else f"{seeds.iloc[0]} fresh seeds"
-    else:
-        fresh = f"fresh seeds ({', '.join(f'{method} {count}' for method, count in seeds.items())})"
-    return f"its best configuration was then retrained on {fresh} and judged once on the test split"
-
-
-def _number_in(settings: dict[str, Any], section: str, name: str) -> int | float | None:
-    """Return a number from a section of the experiment file, if it is one."""
-    found = settings.get(section)
-    number = found.get(name) if isinstance(found, dict) else None
-    return number if isinstance(number, int | float) else None
+    return [section for part in parts if (section := part(view)) is not None]
 
 
 def _methods_section(view: View) -> Section:
@@ -366,8 +273,8 @@ def _failures_section(view: View) -> Section | None:
 
 def _provenance_section(view: View) -> Section:
     trials = view.results.trials
-    row = _latest_first(trials).iloc[0]
-    splits, versions = _json(row.splits, "splits"), _json(row.versions, "versions")
+    row = view.latest_first.iloc[0]
+    splits, versions = json_object(row.splits, "splits"), json_object(row.versions, "versions")
     facts = [
         ("base model", f"{row.base_model} (weights {_short(row.base_model_fingerprint)})"),
         ("dataset", f"{row.dataset} (tokens {_short(row.dataset_fingerprint)})"),
@@ -379,7 +286,7 @@ def _provenance_section(view: View) -> Section:
         ("peak memory measured by", ", ".join(sorted(set(trials.peak_memory_source.dropna()))) or "–"),
         ("trials", f"{len(trials)} from {_time(trials.started_at.min())} to {_time(trials.ended_at.max())}"),
     ]
-    code = yaml.safe_dump(_settings(view), sort_keys=False, allow_unicode=True)
+    code = yaml.safe_dump(view.settings, sort_keys=False, allow_unicode=True)
     return Section(f"{view.key}-provenance", "Provenance", facts=facts, code=code)
 
 

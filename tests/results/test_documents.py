@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import make_up
 
 from results import load
 from results.analysis import best_trials
@@ -29,10 +29,8 @@ def test_the_dictionary_is_what_the_schema_says() -> None:
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES, ids=[title for title, _ in QUERIES])
-def test_every_query_of_the_cookbook_runs(
-    title: str, query: str, made_up: Callable[..., Any], tmp_path: Path
-) -> None:
-    made_up("demo").save(tmp_path / "runs" / "demo")
+def test_every_query_of_the_cookbook_runs(title: str, query: str, tmp_path: Path) -> None:
+    make_up("demo").save(tmp_path / "runs" / "demo")
     done = subprocess.run(
         [sys.executable, "-c", query], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -42,10 +40,10 @@ def test_every_query_of_the_cookbook_runs(
 
 @pytest.mark.parametrize("last", STATUSES)
 def test_the_best_trial_of_the_cookbook_is_that_of_the_analysis(
-    last: str, made_up: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accuracy was made to rise by number, so the trial of the last status is the most accurate one."""
-    made = made_up("demo", trials=len(STATUSES), examples=4)
+    made = make_up("demo", trials=len(STATUSES), examples=4)
     order = [*(status for status in STATUSES if status != last), last]
     for row in made.trials:
         if row["phase"] == "search":

@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from made_up import make_up
 
 from results import load
 from results.errors import ResultSetError
 from results.report.__main__ import main as report
 from results.schema import TABLES
 from results.show import main as show
-
-Maker = Callable[..., Any]
 
 
 def fuzzed(share: float) -> settings:
@@ -35,9 +34,9 @@ def fuzzed(share: float) -> settings:
 
 
 @pytest.fixture(scope="module")
-def whole(made_up: Maker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a good result set, small."""
-    made = made_up(accuracy={"lora": 0.8, "full": 0.7}, trials=2, seeds=2, examples=6, evaluations=2)
+    made = make_up(accuracy={"lora": 0.8, "full": 0.7}, trials=2, seeds=2, examples=6, evaluations=2)
     directory = made.save(tmp_path_factory.mktemp("whole"))
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
@@ -265,8 +264,8 @@ def test_a_report_on_anything_runs_nothing_of_it(
         check_page(run / "report" / "index.html")
 
 
-def test_html_is_text_wherever_it_stands(made_up: Maker, run: Path) -> None:
-    made = made_up(EVIL, {EVIL: 0.8, f"{EVIL}2": 0.7}, trials=3, seeds=2, examples=6)
+def test_html_is_text_wherever_it_stands(run: Path) -> None:
+    made = make_up(EVIL, {EVIL: 0.8, f"{EVIL}2": 0.7}, trials=3, seeds=2, examples=6)
     texts = [field.name for field in TABLES["trials"] if pa.types.is_string(field.type)]
     for row in made.trials:
         row |= {name: EVIL for name in texts if name not in row}

@@ -6,24 +6,21 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up import make_up
 
 from results import load
 from results.errors import ResultSetError
 from results.schema import SCHEMA_VERSION, TABLES
 
-Maker = Callable[..., Any]
-
 
 @pytest.fixture
-def run(made_up: Maker, tmp_path: Path) -> Path:
-    directory: Path = made_up(examples=20).save(tmp_path / "run")
+def run(tmp_path: Path) -> Path:
+    directory = make_up(examples=20).save(tmp_path / "run")
     return directory
 
 
@@ -42,8 +39,8 @@ def test_columns_that_an_older_version_did_not_write_are_null(run: Path, version
     assert trials.hp_learning_rate.notna().all()
 
 
-def test_old_and_new_runs_load_together(run: Path, made_up: Maker, tmp_path: Path) -> None:
-    made_up("new").save(tmp_path / "new")
+def test_old_and_new_runs_load_together(run: Path, tmp_path: Path) -> None:
+    make_up("new").save(tmp_path / "new")
     rewrite(run / "trials.parquet", 0, ["model_bytes"])
     trials = load(tmp_path).trials
     assert trials.model_bytes.isna().groupby(trials.experiment).all().to_dict() == {
@@ -92,9 +89,9 @@ def test_a_table_that_is_not_there_is_empty(run: Path) -> None:
     assert load(run).predictions.empty
 
 
-def test_hyperparameters_of_two_types_meet_in_the_wider_one(made_up: Maker, tmp_path: Path) -> None:
+def test_hyperparameters_of_two_types_meet_in_the_wider_one(tmp_path: Path) -> None:
     for name, rank in (("one", 8), ("two", 0.5)):
-        made = made_up(name, {"lora": 0.8}, seeds=0)
+        made = make_up(name, {"lora": 0.8}, seeds=0)
         for row in made.trials:
             row["hp_rank"] = rank
         made.save(tmp_path / name)
@@ -108,9 +105,9 @@ def test_a_directory_may_have_a_name_that_looks_like_a_glob(run: Path) -> None:
     assert len(load(strange.parent / "*").trials) == 21
 
 
-def test_a_hyperparameter_may_be_null_in_all_trials_of_one_run(made_up: Maker, tmp_path: Path) -> None:
+def test_a_hyperparameter_may_be_null_in_all_trials_of_one_run(tmp_path: Path) -> None:
     for name, modules in (("a", None), ("b", "c_attn")):
-        directory = made_up(name).save(tmp_path / name)
+        directory = make_up(name).save(tmp_path / name)
         file = directory / "trials.parquet"
         table = pq.read_table(file)
         kind = pa.float64() if modules is None else pa.string()

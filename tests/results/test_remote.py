@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pandas as pd
 import pytest
+from made_up import make_up
 from s3_server import Proxy
 
 from results import load
 from results.remote import RemoteDirectory, StorageError, below, check_uri, name_and_parent, patiently
-
-Maker = Callable[..., Any]
 
 
 @pytest.fixture
@@ -186,11 +183,9 @@ def test_an_outage_that_does_not_end_is_an_error(uri: str, s3: Proxy) -> None:
         patiently(lambda: directory.write("a", b"2"), 0.1)
 
 
-def test_result_sets_are_loaded_shown_and_reported_from_s3(
-    uri: str, s3: Proxy, made_up: Maker, tmp_path: Path
-) -> None:
+def test_result_sets_are_loaded_shown_and_reported_from_s3(uri: str, s3: Proxy, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        RemoteDirectory(f"{uri}/{name}").put(made_up(name, examples=20).save(tmp_path / name))
+        RemoteDirectory(f"{uri}/{name}").put(make_up(name, examples=20).save(tmp_path / name))
     local = load(tmp_path)
     for path in (
         uri,

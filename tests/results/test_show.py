@@ -4,21 +4,19 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
+from made_up import make_up
 
 from results.analysis import summary
 from results.loading import load
 from results.show import main
 
-Maker = Callable[..., Any]
-
 
 @pytest.fixture
-def run(made_up: Maker, tmp_path: Path) -> str:
-    return str(made_up(examples=400).save(tmp_path / "run"))
+def run(tmp_path: Path) -> str:
+    return str(make_up(examples=400).save(tmp_path / "run"))
 
 
 def test_the_table_and_the_verdict(run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,10 +29,10 @@ def test_the_table_and_the_verdict(run: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_failed_confirm_trials_stand_in_the_table_and_in_the_verdict(
-    made_up: Maker, confirm_failure: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = made_up(seeds=5)
-    confirm_failure(made, "lora", [0, 1, 2])
+    made = make_up(seeds=5)
+    made.fail_confirm("lora", [0, 1, 2])
     assert main([str(made.save(tmp_path / "run"))]) == 0
     out = capsys.readouterr().out
     assert "] (3 failed)" in next(line for line in out.splitlines() if line.startswith("lora  "))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 import pytest
+from made_up import make_up
 from scipy import stats
 from sklearn.metrics import f1_score
 
 from results.analysis import compare, summary, verdict
 from results.analysis.metrics import reach
 
-Maker = Callable[..., Any]
 
-
-def test_differences_are_those_of_the_predictions_and_p_values_are_holms(made_up: Maker) -> None:
-    results = made_up(examples=400).results()
+def test_differences_are_those_of_the_predictions_and_p_values_are_holms() -> None:
+    results = make_up(examples=400).results()
     table = compare(results).set_index(["method_a", "method_b"])
     assert set(table.index) == {("head", "full"), ("head", "lora"), ("full", "lora")}
     predictions = results.predictions
@@ -35,8 +32,8 @@ def test_differences_are_those_of_the_predictions_and_p_values_are_holms(made_up
         assert table.p_corrected[pair] == pytest.approx(largest)
 
 
-def test_what_differs_is_said_to_and_what_does_not_is_not(made_up: Maker) -> None:
-    results = made_up(examples=400).results()
+def test_what_differs_is_said_to_and_what_does_not_is_not() -> None:
+    results = make_up(examples=400).results()
     table = compare(results).set_index(["method_a", "method_b"])
     row = table.loc[("head", "full")]
     assert row.different
@@ -53,8 +50,8 @@ def test_what_differs_is_said_to_and_what_does_not_is_not(made_up: Maker) -> Non
     assert expected in said
 
 
-def test_macro_f1_is_that_of_scikit_learn(made_up: Maker) -> None:
-    results = made_up().results()
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    results = make_up().results()
     table = compare(results, "test_macro_f1").set_index(["method_a", "method_b"])
     scores = {
         method: sum(
@@ -67,8 +64,8 @@ def test_macro_f1_is_that_of_scikit_learn(made_up: Maker) -> None:
         assert row.difference == pytest.approx(scores[a] - scores[b])
 
 
-def test_a_cost_is_compared_by_a_paired_t_test_and_less_is_better(made_up: Maker) -> None:
-    results = made_up().results()
+def test_a_cost_is_compared_by_a_paired_t_test_and_less_is_better() -> None:
+    results = make_up().results()
     trials = results.trials[results.trials.phase == "confirm"]
     # Differences that vary, or there is nothing to test.
     results.trials.loc[trials.index[0], "train_seconds"] += 0.5
@@ -82,16 +79,14 @@ def test_a_cost_is_compared_by_a_paired_t_test_and_less_is_better(made_up: Maker
     assert verdict(results, "made-up", "train_seconds").startswith("head has the lowest train seconds")
 
 
-def test_a_pair_is_compared_on_the_seeds_of_both_and_a_method_is_judged_on_all_of_its_own(
-    made_up: Maker, confirm_failure: Callable[..., None]
-) -> None:
-    made = made_up(seeds=5)
-    confirm_failure(made, "head", [0, 1, 2, 3])
+def test_a_pair_is_compared_on_the_seeds_of_both_and_a_method_is_judged_on_all_of_its_own() -> None:
+    made = make_up(seeds=5)
+    made.fail_confirm("head", [0, 1, 2, 3])
     results = made.results()
     table = compare(results).set_index(["method_a", "method_b"])
     assert table.seeds.to_dict() == {("head", "full"): 1, ("head", "lora"): 1, ("full", "lora"): 5}
     assert table.failed_a.to_list() == [4, 4, 0]
-    whole = compare(made_up(seeds=5).results()).set_index(["method_a", "method_b"])
+    whole = compare(make_up(seeds=5).results()).set_index(["method_a", "method_b"])
     assert table.low["full", "lora"] == pytest.approx(whole.low["full", "lora"])
     row = summary(results).set_index("method").loc["head"]
     right = results.predictions[results.predictions.trial_id == "head-seed4"]
@@ -105,11 +100,9 @@ def test_a_pair_is_compared_on_the_seeds_of_both_and_a_method_is_judged_on_all_o
     assert said.endswith(" head: 4 of 5 confirm trials failed.")
 
 
-def test_who_beats_others_although_trials_failed_is_not_said_without_that(
-    made_up: Maker, confirm_failure: Callable[..., None]
-) -> None:
-    made = made_up(accuracy={"head": 0.7, "full": 0.85, "lora": 0.93}, seeds=5, examples=400)
-    confirm_failure(made, "lora", [0, 1, 2])
+def test_who_beats_others_although_trials_failed_is_not_said_without_that() -> None:
+    made = make_up(accuracy={"head": 0.7, "full": 0.85, "lora": 0.93}, seeds=5, examples=400)
+    made.fail_confirm("lora", [0, 1, 2])
     results = made.results()
     said = verdict(results, "made-up")
     assert said.startswith("lora has the highest test accuracy: 93.")
@@ -119,12 +112,10 @@ def test_who_beats_others_although_trials_failed_is_not_said_without_that(
     assert pair.verdict.endswith("; lora: 3 of 5 confirm trials failed")
 
 
-def test_methods_with_no_seed_in_common_are_not_compared(
-    made_up: Maker, confirm_failure: Callable[..., None]
-) -> None:
-    made = made_up(seeds=5, examples=400)
-    confirm_failure(made, "lora", [0, 1, 2])
-    confirm_failure(made, "full", [3, 4])
+def test_methods_with_no_seed_in_common_are_not_compared() -> None:
+    made = make_up(seeds=5, examples=400)
+    made.fail_confirm("lora", [0, 1, 2])
+    made.fail_confirm("full", [3, 4])
     table = compare(made.results()).set_index(["method_a", "method_b"])
     pair = table.loc[("full", "lora")]
     assert (pair.seeds, pair.different) == (0, False)
@@ -134,37 +125,33 @@ def test_methods_with_no_seed_in_common_are_not_compared(
     assert "beats head, but shows no difference from full (no seed in common)" in said
 
 
-def test_a_method_of_which_every_confirm_trial_failed_is_named_with_that(
-    made_up: Maker, confirm_failure: Callable[..., None]
-) -> None:
-    made = made_up()
-    confirm_failure(made, "lora", [0, 1, 2])
+def test_a_method_of_which_every_confirm_trial_failed_is_named_with_that() -> None:
+    made = make_up()
+    made.fail_confirm("lora", [0, 1, 2])
     said = verdict(made.results(), "made-up")
     assert said.endswith("Not confirmed, so not compared: lora. lora: 3 of 3 confirm trials failed.")
     for method in ("head", "full"):
-        confirm_failure(made, method, [0, 1, 2])
+        made.fail_confirm(method, [0, 1, 2])
     said = verdict(made.results(), "made-up")
     assert said.startswith("Not confirmed: without test results")
     assert "head: 3 of 3 confirm trials failed." in said
 
 
-def test_who_is_best_on_average_may_be_beaten_on_the_seeds_in_common(
-    made_up: Maker, confirm_failure: Callable[..., None]
-) -> None:
-    made = made_up(accuracy={"full": 0.9, "lora": 0.9}, seeds=4, examples=400)
+def test_who_is_best_on_average_may_be_beaten_on_the_seeds_in_common() -> None:
+    made = make_up(accuracy={"full": 0.9, "lora": 0.9}, seeds=4, examples=400)
     full = [p for p in made.predictions if p["method"] == "full"]
     for row in full:  # on seeds 0 and 1 better than lora, on the others, where lora failed, far worse
         worse = row["seed"] > 1 and row["example_id"] % 3 == 0
         row["prediction"] = "x" if worse else row["label"]
-    confirm_failure(made, "lora", [2, 3])
+    made.fail_confirm("lora", [2, 3])
     said = verdict(made.results(), "made-up")
     assert said.startswith("lora has the highest test accuracy: 90.")
     assert "is beaten on their common seeds by full" in said
 
 
 @pytest.mark.parametrize("metric", ["test_accuracy", "train_seconds"])
-def test_one_seed_shows_no_difference(made_up: Maker, metric: str) -> None:
-    results = made_up(seeds=1, examples=400).results()
+def test_one_seed_shows_no_difference(metric: str) -> None:
+    results = make_up(seeds=1, examples=400).results()
     table = compare(results, metric)
     assert not table.different.any()
     assert table[["low", "high", "p_value", "p_corrected"]].isna().all(axis=None)
@@ -176,8 +163,8 @@ def test_one_seed_shows_no_difference(made_up: Maker, metric: str) -> None:
     assert "nan" not in said
 
 
-def test_what_all_methods_get_right_does_not_show_that_they_are_the_same(made_up: Maker) -> None:
-    made = made_up(accuracy={"full": 0.9, "lora": 0.9}, seeds=5, examples=30)
+def test_what_all_methods_get_right_does_not_show_that_they_are_the_same() -> None:
+    made = make_up(accuracy={"full": 0.9, "lora": 0.9}, seeds=5, examples=30)
     for row in made.predictions:
         row["prediction"] = row["label"]
     results = made.results()
@@ -200,8 +187,8 @@ def test_no_difference_is_never_within_nothing() -> None:
     assert reach(0.0, 0.0, "model_bytes") == "the same on every seed"
 
 
-def test_of_validation_only_seeds_are_counted_which_is_said(made_up: Maker) -> None:
-    made = made_up(accuracy={"full": 0.8, "lora": 0.9})
+def test_of_validation_only_seeds_are_counted_which_is_said() -> None:
+    made = make_up(accuracy={"full": 0.8, "lora": 0.9})
     made.trials[4]["validation_accuracy"] += 0.001
     said = compare(made.results(), "validation_accuracy").verdict.iloc[0]
     assert said.startswith("lora beats full by ")
@@ -210,8 +197,8 @@ def test_of_validation_only_seeds_are_counted_which_is_said(made_up: Maker) -> N
     assert "On these validation examples: another" in said
 
 
-def test_methods_that_are_not_confirmed_are_named(made_up: Maker) -> None:
-    made = made_up()
+def test_methods_that_are_not_confirmed_are_named() -> None:
+    made = make_up()
     made.trials = [row for row in made.trials if not row["trial_id"].startswith("full-seed")]
     said = verdict(made.results(), "made-up")
     assert "it beats head. " in said
@@ -223,8 +210,8 @@ def test_methods_that_are_not_confirmed_are_named(made_up: Maker) -> None:
     assert verdict(made.results(), "made-up", "peak_memory_bytes").startswith("Not compared: no peak memory")
 
 
-def test_pairs_are_in_the_order_of_the_searches_whichever_was_confirmed_first(made_up: Maker) -> None:
-    results = made_up().results()
+def test_pairs_are_in_the_order_of_the_searches_whichever_was_confirmed_first() -> None:
+    results = make_up().results()
     searched, confirmed = (results.trials[results.trials.phase == name] for name in ("search", "confirm"))
     # The slowest method is confirmed first.
     late_first = pd.concat([searched, confirmed.iloc[::-1]], ignore_index=True)
@@ -233,26 +220,26 @@ def test_pairs_are_in_the_order_of_the_searches_whichever_was_confirmed_first(ma
     assert pairs == [("head", "full"), ("head", "lora"), ("full", "lora")]
 
 
-def test_experiments_are_compared_each_by_itself(made_up: Maker) -> None:
-    both = made_up("one") + made_up("other", {"head": 0.9, "full": 0.5})
+def test_experiments_are_compared_each_by_itself() -> None:
+    both = make_up("one") + make_up("other", {"head": 0.9, "full": 0.5})
     table = compare(both.results())
     assert table.experiment.value_counts().to_dict() == {"one": 3, "other": 1}
     assert table[table.experiment == "other"].difference.iloc[0] > 0.3
 
 
-def test_nothing_confirmed_is_nothing_compared(made_up: Maker) -> None:
-    results = made_up(seeds=0).results()
+def test_nothing_confirmed_is_nothing_compared() -> None:
+    results = make_up(seeds=0).results()
     assert compare(results).empty
     assert verdict(results, "made-up").startswith("Not confirmed")
 
 
-def test_an_unknown_metric_is_refused_by_name(made_up: Maker) -> None:
+def test_an_unknown_metric_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"expected one of test_accuracy, .*got 'acuracy'"):
-        compare(made_up().results(), "acuracy")
+        compare(make_up().results(), "acuracy")
 
 
-def test_what_is_no_better_than_the_most_frequent_label_is_named(made_up: Maker) -> None:
-    made = made_up(accuracy={"head": 0.62, "full": 0.9, "lora": 0.9}, examples=400)
+def test_what_is_no_better_than_the_most_frequent_label_is_named() -> None:
+    made = make_up(accuracy={"head": 0.62, "full": 0.9, "lora": 0.9}, examples=400)
     for row in made.predictions:  # 60% are labelled 0, and head gets 62% right
         is_right = row["label"] == row["prediction"]
         row["label"] = "0" if row["example_id"] < 240 else "1"

@@ -1,22 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from made_up import make_up
 
 from results.analysis import best_trials, claims, compare, summary
 from results.analysis.claims import FAILS, HOLDS, UNDECIDED, UNKNOWN
 
-Maker = Callable[..., Any]
 
-
-def test_a_row_has_the_best_trial_the_test_interval_and_one_trials_costs(
-    made_up: Maker, failure: Callable[..., None]
-) -> None:
-    made = made_up()
-    failure(made, [3], "out of luck")  # the best of head's four
+def test_a_row_has_the_best_trial_the_test_interval_and_one_trials_costs() -> None:
+    made = make_up()
+    made.fail([3], "out of luck")  # the best of head's four
     for row in made.trials[4:7]:
         row["hp_learning_rate"] = made.trials[2]["hp_learning_rate"]
     results = made.results()
@@ -38,17 +33,17 @@ def test_a_row_has_the_best_trial_the_test_interval_and_one_trials_costs(
     )
 
 
-def test_without_a_confirm_phase_costs_are_the_best_trials_and_test_is_null(made_up: Maker) -> None:
-    results = made_up(seeds=0).results()
+def test_without_a_confirm_phase_costs_are_the_best_trials_and_test_is_null() -> None:
+    results = make_up(seeds=0).results()
     table = summary(results).set_index("method")
     assert table[["seeds", "test_accuracy", "test_accuracy_low"]].isna().all(axis=None)
     best = results.trials.set_index("trial_id").loc[table.best_trial["lora"]]
     assert table.train_seconds["lora"] == best.train_seconds
 
 
-def test_what_confirmed_another_configuration_than_the_best_does_not_count(made_up: Maker) -> None:
+def test_what_confirmed_another_configuration_than_the_best_does_not_count() -> None:
     """As while a search that had ended goes on with more trials."""
-    made = made_up()
+    made = make_up()
     better = next(row for row in made.trials if row["trial_id"] == "full-000")
     better |= {"validation_accuracy": 0.99}
     results = made.results()
@@ -63,15 +58,15 @@ def test_what_confirmed_another_configuration_than_the_best_does_not_count(made_
     assert not summary(made.results()).test_accuracy.isna().any()
 
 
-def test_ties_in_accuracy_go_to_the_lower_loss_then_to_the_earlier_trial(made_up: Maker) -> None:
-    made = made_up(accuracy={"lora": 0.8}, trials=3, seeds=0)
+def test_ties_in_accuracy_go_to_the_lower_loss_then_to_the_earlier_trial() -> None:
+    made = make_up(accuracy={"lora": 0.8}, trials=3, seeds=0)
     for row, loss in zip(made.trials, (0.5, 0.4, 0.4), strict=True):
         row |= {"validation_accuracy": 0.8, "validation_loss": loss}
     assert list(best_trials(made.results().trials).trial_id) == ["lora-001"]
 
 
-def test_the_founding_claims_get_the_verdicts_that_were_planted(made_up: Maker) -> None:
-    made = made_up(accuracy={"full": 0.8, "lora": 0.82, "qlora": 0.81})
+def test_the_founding_claims_get_the_verdicts_that_were_planted() -> None:
+    made = make_up(accuracy={"full": 0.8, "lora": 0.82, "qlora": 0.81})
     for row in made.trials:
         if row["method"] == "qlora":
             row["model_bytes"] = 1_600_000  # of 10,000,000: 84% less
@@ -86,33 +81,31 @@ def test_the_founding_claims_get_the_verdicts_that_were_planted(made_up: Maker) 
     assert found.verdict["full fine-tuning overfits more than LoRA"] == HOLDS
 
 
-def test_what_was_not_recorded_cannot_be_said(made_up: Maker) -> None:
-    made = made_up(accuracy={"full": 0.8, "lora": 0.82, "qlora": 0.81})
+def test_what_was_not_recorded_cannot_be_said() -> None:
+    made = make_up(accuracy={"full": 0.8, "lora": 0.82, "qlora": 0.81})
     for row in made.trials:
         row |= {"final_train_loss": None, "model_bytes": None, "trials_per_pack": 4}
-    found = claims(replace(made.results(), metrics=made_up(evaluations=0).results().metrics))
+    found = claims(replace(made.results(), metrics=make_up(evaluations=0).results().metrics))
     found = found.set_index("claim").verdict
     assert found["LoRA validates better than full fine-tuning"] == HOLDS
     assert set(found.drop("LoRA validates better than full fine-tuning")) == {UNKNOWN}
 
 
-def test_what_noise_hides_is_not_claimed_and_what_is_missing_cannot_be_said(made_up: Maker) -> None:
-    made = made_up(accuracy={"full": 0.8, "lora": 0.8})
+def test_what_noise_hides_is_not_claimed_and_what_is_missing_cannot_be_said() -> None:
+    made = make_up(accuracy={"full": 0.8, "lora": 0.8})
     for row, shift in zip(made.trials, [0.0, 0.03, -0.03, 0.01] * 4, strict=False):
         row |= {"validation_accuracy": 0.8 + shift, "hp_learning_rate": 1e-4, "hp_rank": 4}
     found = claims(made.results()).set_index("claim").verdict
     assert found["LoRA validates better than full fine-tuning"] == UNDECIDED
     assert found["QLoRA makes the model 84% smaller"] == UNKNOWN
-    assert set(claims(made_up(seeds=0).results()).verdict) == {UNKNOWN}
-    one = claims(made_up(seeds=1).results()).set_index("claim").evidence
+    assert set(claims(make_up(seeds=0).results()).verdict) == {UNKNOWN}
+    one = claims(make_up(seeds=1).results()).set_index("claim").evidence
     assert "a single seed cannot tell" in one["LoRA validates better than full fine-tuning"]
 
 
-def test_failed_confirm_trials_stand_in_the_evidence_and_so_does_what_validation_cannot_say(
-    made_up: Maker, confirm_failure: Callable[..., None]
-) -> None:
-    made = made_up(accuracy={"full": 0.8, "lora": 0.82}, seeds=4)
-    confirm_failure(made, "lora", [0, 1])
+def test_failed_confirm_trials_stand_in_the_evidence_and_so_does_what_validation_cannot_say() -> None:
+    made = make_up(accuracy={"full": 0.8, "lora": 0.82}, seeds=4)
+    made.fail_confirm("lora", [0, 1])
     found = claims(made.results()).set_index("claim").evidence
     said = found["LoRA validates better than full fine-tuning"]
     assert "on these validation examples: another validation split could say otherwise" in said

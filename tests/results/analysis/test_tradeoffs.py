@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import make_up
 
 from results.analysis import hypervolume, pareto
 from results.loading import ResultSet
 
-Maker = Callable[..., Any]
 DIRECTIONS: Any = {"validation_accuracy": "max", "train_seconds": "min"}
 
 
@@ -37,8 +36,8 @@ def test_hypervolume_is_the_number_of_cells_that_are_dominated(points: list[tupl
     assert found == pytest.approx(len(cells))
 
 
-def test_each_experiment_has_its_own_front_and_methods_can_be_compared(made_up: Maker) -> None:
-    both = (made_up("one") + made_up("other", {"full": 0.9, "lora": 0.8})).results()
+def test_each_experiment_has_its_own_front_and_methods_can_be_compared() -> None:
+    both = (make_up("one") + make_up("other", {"full": 0.9, "lora": 0.8})).results()
     table = pareto(both, {"test_accuracy": "max", "peak_memory_bytes": "min"})
     assert table.set_index(["experiment", "method"]).efficient.to_dict() == {
         ("one", "head"): True,
@@ -49,16 +48,16 @@ def test_each_experiment_has_its_own_front_and_methods_can_be_compared(made_up: 
     }
 
 
-def test_a_trial_that_failed_is_on_no_front(made_up: Maker) -> None:
-    made = made_up(accuracy={"lora": 0.8}, seeds=0)
+def test_a_trial_that_failed_is_on_no_front() -> None:
+    made = make_up(accuracy={"lora": 0.8}, seeds=0)
     made.trials[0] |= {"status": "diverged", "validation_accuracy": 0.99, "train_seconds": 0.1}
     found = pareto(made.results(), DIRECTIONS, of="trials")
     assert "lora-000" not in set(found.trial_id)
     assert found.efficient.any()
 
 
-def test_what_has_no_value_is_left_out_and_bad_names_are_refused(made_up: Maker) -> None:
-    results = made_up(seeds=0).results()
+def test_what_has_no_value_is_left_out_and_bad_names_are_refused() -> None:
+    results = make_up(seeds=0).results()
     assert pareto(results, {"test_accuracy": "max", "model_bytes": "min"}).empty
     with pytest.raises(ValueError, match="'memory' is not a numeric column; expected some of"):
         pareto(results, {"memory": "min"})

@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import make_up
 from scipy import stats
 
 from results.analysis import budget_curve, importance, surface
 from results.analysis.tuning import expected_best
-
-Maker = Callable[..., Any]
 
 
 @settings(max_examples=50, deadline=None)
@@ -25,11 +22,9 @@ def test_the_expected_best_is_the_mean_over_all_subsets(scores: list[float]) -> 
         assert found[size - 1] == pytest.approx(fmean(max(part) for part in combinations(scores, size)))
 
 
-def test_a_budget_curve_counts_failures_as_nothing_and_rises_to_the_best(
-    made_up: Maker, failure: Callable[..., None]
-) -> None:
-    made = made_up(accuracy={"lora": 0.8}, seeds=0)
-    failure(made, [1], "boom")
+def test_a_budget_curve_counts_failures_as_nothing_and_rises_to_the_best() -> None:
+    made = make_up(accuracy={"lora": 0.8}, seeds=0)
+    made.fail([1], "boom")
     made.trials[0]["status"] = "stopped"
     curve = budget_curve(made.results())
     scores = [row["validation_accuracy"] or 0.0 for row in made.trials]
@@ -41,8 +36,8 @@ def test_a_budget_curve_counts_failures_as_nothing_and_rises_to_the_best(
     assert curve.loc[1:, ["low", "high"]].isna().all(axis=None), "no interval beyond a third of the trials"
 
 
-def test_the_hyperparameter_that_decides_is_found_important(made_up: Maker) -> None:
-    made = made_up(accuracy={"lora": 0.8, "full": 0.8}, trials=40, seeds=0)
+def test_the_hyperparameter_that_decides_is_found_important() -> None:
+    made = make_up(accuracy={"lora": 0.8, "full": 0.8}, trials=40, seeds=0)
     for row in made.trials:
         row["validation_accuracy"] = 0.5 + 0.1 * (np.log10(row["hp_learning_rate"]) + 5)
     shares = importance(made.results())
@@ -53,9 +48,9 @@ def test_the_hyperparameter_that_decides_is_found_important(made_up: Maker) -> N
     assert (shares.note == "").all()
 
 
-def test_importance_takes_ten_trials_for_each_hyperparameter(made_up: Maker) -> None:
+def test_importance_takes_ten_trials_for_each_hyperparameter() -> None:
     for trials, told in ((19, False), (20, True)):
-        made = made_up(accuracy={"lora": 0.8}, trials=trials, seeds=0)
+        made = make_up(accuracy={"lora": 0.8}, trials=trials, seeds=0)
         for row in made.trials:
             row["validation_accuracy"] = 0.5 + 0.1 * (np.log10(row["hp_learning_rate"]) + 5)
         shares = importance(made.results())
@@ -64,11 +59,11 @@ def test_importance_takes_ten_trials_for_each_hyperparameter(made_up: Maker) -> 
         assert set(shares.note) == {"" if told else "too few trials to tell"}
 
 
-def test_noise_has_no_important_hyperparameter(made_up: Maker) -> None:
+def test_noise_has_no_important_hyperparameter() -> None:
     generator = np.random.default_rng(0)
     told, simulations = 0, 20
     for _ in range(simulations):
-        made = made_up(accuracy={"lora": 0.8}, trials=20, seeds=0)
+        made = make_up(accuracy={"lora": 0.8}, trials=20, seeds=0)
         for row in made.trials:
             row["validation_accuracy"] = float(generator.normal(0.8, 0.02))
         shares = importance(made.results())
@@ -77,8 +72,8 @@ def test_noise_has_no_important_hyperparameter(made_up: Maker) -> None:
     assert told <= stats.binom.ppf(0.999, simulations, 0.1)
 
 
-def test_the_surface_has_every_trial_in_one_cell_with_the_best_of_it(made_up: Maker) -> None:
-    results = made_up(trials=30, seeds=0).results()
+def test_the_surface_has_every_trial_in_one_cell_with_the_best_of_it() -> None:
+    results = make_up(trials=30, seeds=0).results()
     cells = surface(results)
     assert set(cells.method) == {"lora"}
     assert cells.trials.sum() == 30

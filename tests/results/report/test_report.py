@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import make_up
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from results import load
 from results.report import write_report
-
-Maker = Callable[..., Any]
 
 FIGURES = ["execution_time.png", "model_size.png", "pareto.png", "training_and_validation.png"]
 
@@ -65,9 +64,9 @@ class Opened:
 
 
 @pytest.fixture
-def finished(made_up: Maker, failure: Callable[..., None], tmp_path: Path) -> Path:
-    made = made_up()
-    failure(made, [1], "<script>document.title = 'owned'</script> & more")
+def finished(tmp_path: Path) -> Path:
+    made = make_up()
+    made.fail([1], "<script>document.title = 'owned'</script> & more")
     run = made.save(tmp_path / "run")
     return write_report(load(run), run / "report")
 
@@ -116,17 +115,15 @@ def test_on_paper_charts_are_light(browser: Browser, finished: Path) -> None:
     page.wait_for_function("document.body.dataset.drawn === 'light'")
 
 
-def test_text_of_methods_and_settings_cannot_end_a_script(
-    browser: Browser, made_up: Maker, tmp_path: Path
-) -> None:
-    made = made_up(accuracy={"full": 0.8, "</script><b>x": 0.9})
+def test_text_of_methods_and_settings_cannot_end_a_script(browser: Browser, tmp_path: Path) -> None:
+    made = make_up(accuracy={"full": 0.8, "</script><b>x": 0.9})
     opened = Opened(browser, write_report(made.results(), tmp_path))
     opened.check()
     assert opened.page.locator("b").count() == 0
 
 
-def test_a_running_experiment_says_so(browser: Browser, made_up: Maker, tmp_path: Path) -> None:
-    made = made_up(seeds=0)
+def test_a_running_experiment_says_so(browser: Browser, tmp_path: Path) -> None:
+    made = make_up(seeds=0)
     made.trials[-1]["status"] = "running"
     made.trials[-1]["ended_at"] = None
     opened = Opened(browser, write_report(made.results(), tmp_path))
@@ -136,8 +133,8 @@ def test_a_running_experiment_says_so(browser: Browser, made_up: Maker, tmp_path
     assert "Differences" not in opened.headings()
 
 
-def test_an_experiment_that_has_just_begun(browser: Browser, made_up: Maker, tmp_path: Path) -> None:
-    made = made_up(accuracy={"lora": 0.8}, trials=1, seeds=0)
+def test_an_experiment_that_has_just_begun(browser: Browser, tmp_path: Path) -> None:
+    made = make_up(accuracy={"lora": 0.8}, trials=1, seeds=0)
     empty = {"validation_accuracy", "validation_loss", "train_loss", "final_train_loss", "ended_at"}
     empty |= {"model_bytes", "peak_memory_bytes", "train_seconds", "checkpoint_bytes", "trainable_parameters"}
     made.trials[0] |= dict.fromkeys(empty) | {"status": "running"}
@@ -147,17 +144,17 @@ def test_an_experiment_that_has_just_begun(browser: Browser, made_up: Maker, tmp
     assert opened.page.locator(".verdict").inner_text() == "No trial has finished yet."
 
 
-def test_a_single_method(browser: Browser, made_up: Maker, tmp_path: Path) -> None:
-    opened = Opened(browser, write_report(made_up(accuracy={"lora": 0.8}).results(), tmp_path))
+def test_a_single_method(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, write_report(make_up(accuracy={"lora": 0.8}).results(), tmp_path))
     opened.check()
     assert " It is the only method. " in opened.page.locator(".verdict").inner_text()
     assert "Differences" not in opened.headings()
 
 
 def test_of_one_seed_and_two_trials_nothing_is_drawn_that_they_do_not_show(
-    browser: Browser, made_up: Maker, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
-    results = made_up(trials=2, seeds=1, examples=400).results()
+    results = make_up(trials=2, seeds=1, examples=400).results()
     opened = Opened(browser, write_report(results, tmp_path))
     opened.check()
     section = opened.page.locator("#made-up-differences")
@@ -168,27 +165,25 @@ def test_of_one_seed_and_two_trials_nothing_is_drawn_that_they_do_not_show(
     assert "beats" not in opened.page.locator(".verdict").inner_text()
 
 
-def test_an_experiment_in_which_every_trial_failed(
-    browser: Browser, made_up: Maker, failure: Callable[..., None], tmp_path: Path
-) -> None:
-    made = made_up(seeds=0)
-    failure(made, range(len(made.trials)), "boom")
+def test_an_experiment_in_which_every_trial_failed(browser: Browser, tmp_path: Path) -> None:
+    made = make_up(seeds=0)
+    made.fail(range(len(made.trials)), "boom")
     opened = Opened(browser, write_report(made.results(), tmp_path))
     opened.check()
     assert opened.page.locator(".verdict").inner_text() == "No trial has finished: all 12 failed."
     assert opened.headings() == ["Methods", "Failures", "Provenance"]
 
 
-def test_two_thousand_trials(browser: Browser, made_up: Maker, tmp_path: Path) -> None:
+def test_two_thousand_trials(browser: Browser, tmp_path: Path) -> None:
     accuracy = {"head": 0.7, "full": 0.85, "lora": 0.86, "dora": 0.85, "qlora": 0.85}
-    run = made_up(accuracy=accuracy, trials=400, seeds=0, evaluations=6).save(tmp_path / "run")
+    run = make_up(accuracy=accuracy, trials=400, seeds=0, evaluations=6).save(tmp_path / "run")
     page = write_report(load(run), run / "report")
     assert page.stat().st_size < 6e6
     Opened(browser, page).check()
 
 
-def test_several_experiments_on_one_page(browser: Browser, made_up: Maker, tmp_path: Path) -> None:
-    both = made_up("other_two") + made_up("other.two", {"full": 0.9, "lora": 0.8})
+def test_several_experiments_on_one_page(browser: Browser, tmp_path: Path) -> None:
+    both = make_up("other_two") + make_up("other.two", {"full": 0.9, "lora": 0.8})
     page = write_report(both.results(), tmp_path)
     opened = Opened(browser, page)
     opened.check()
@@ -199,10 +194,8 @@ def test_several_experiments_on_one_page(browser: Browser, made_up: Maker, tmp_p
     assert len(list((tmp_path / "figures").iterdir())) == 8
 
 
-def test_the_script_of_the_charts_is_kept_for_the_next_page_where_it_can_be(
-    made_up: Maker, tmp_path: Path
-) -> None:
-    results, cache, blocked = made_up(accuracy={"lora": 0.8}).results(), tmp_path / "cache", tmp_path / "file"
+def test_the_script_of_the_charts_is_kept_for_the_next_page_where_it_can_be(tmp_path: Path) -> None:
+    results, cache, blocked = make_up(accuracy={"lora": 0.8}).results(), tmp_path / "cache", tmp_path / "file"
     page = write_report(results, tmp_path / "first", cache)
     (kept,) = cache.iterdir()
     assert kept.read_text() in page.read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 from results.loading import ResultSet
 from results.schema import TABLES
@@ -48,6 +47,24 @@ class MadeUp:
         for name in TABLES:
             pq.write_table(make_table(name, getattr(self, name)), directory / f"{name}.parquet")
         return directory
+
+    def fail(self, places: Sequence[int], error: str) -> None:
+        """Turn trials, by their place, into failures with an error's text."""
+        for place in places:
+            row = self.trials[place]
+            row |= {"status": "failed", "error": error}
+            for name in ("validation_accuracy", "validation_loss", "train_loss", "final_train_loss"):
+                row[name] = None
+            self.metrics[:] = [point for point in self.metrics if point["trial_id"] != row["trial_id"]]
+
+    def fail_confirm(self, method: str, seeds: Sequence[int]) -> None:
+        """Turn a method's confirm trials of some seeds into ones that diverged."""
+        names = {f"{method}-seed{seed}" for seed in seeds}
+        for row in self.trials:
+            if row["trial_id"] in names:
+                row |= {"status": "diverged", "error": "loss became nan"}
+                row |= {"test_accuracy": None, "test_macro_f1": None, "final_train_loss": None}
+        self.predictions[:] = [row for row in self.predictions if row["trial_id"] not in names]
 
 
 def make_up(
@@ -144,39 +161,3 @@ def _judge(made: MadeUp, seed: int, share: float, examples: int, generator: np.r
                 "logits": [0.0, 1.0],
             }
         )
-
-
-@pytest.fixture(scope="session")
-def made_up() -> Callable[..., MadeUp]:
-    """The maker of experiments."""
-    return make_up
-
-
-@pytest.fixture
-def failure() -> Callable[[MadeUp, Sequence[int], str], None]:
-    """Turn trials, by their place, into failures with an error's text."""
-
-    def fail(made: MadeUp, places: Sequence[int], error: str) -> None:
-        for place in places:
-            row = made.trials[place]
-            row |= {"status": "failed", "error": error}
-            for name in ("validation_accuracy", "validation_loss", "train_loss", "final_train_loss"):
-                row[name] = None
-            made.metrics[:] = [point for point in made.metrics if point["trial_id"] != row["trial_id"]]
-
-    return fail
-
-
-@pytest.fixture
-def confirm_failure() -> Callable[[MadeUp, str, Sequence[int]], None]:
-    """Turn a method's confirm trials of some seeds into ones that diverged."""
-
-    def fail(made: MadeUp, method: str, seeds: Sequence[int]) -> None:
-        names = {f"{method}-seed{seed}" for seed in seeds}
-        for row in made.trials:
-            if row["trial_id"] in names:
-                row |= {"status": "diverged", "error": "loss became nan"}
-                row |= {"test_accuracy": None, "test_macro_f1": None, "final_train_loss": None}
-        made.predictions[:] = [row for row in made.predictions if row["trial_id"] not in names]
-
-    return fail
