@@ -17,6 +17,10 @@ from torch import nn
 
 _PROCESS = Path("/proc/self")
 
+_CLEAR_REFS = _PROCESS / "clear_refs"
+_CAN_RESET = os.access(_CLEAR_REFS, os.W_OK)
+"""Whether a process can reset its high-water mark (proc(5)): on Linux, unless a container forbids it."""
+
 _C = ctypes.CDLL(None)
 
 _M_MMAP_THRESHOLD = -3
@@ -67,7 +71,8 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         _unmap_shared_pages()
-        (_PROCESS / "clear_refs").write_text("5")
+        if _CAN_RESET:
+            _CLEAR_REFS.write_text("5")
 
 
 def _unmap_shared_pages() -> None:
@@ -87,11 +92,11 @@ def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
     """Return the bytes of the high-water mark and how they were measured; None where they cannot be read.
 
     On CUDA it is the allocator's. On Linux it is the process's own ``VmHWM`` (proc(5)), interpreter and
-    libraries included.
+    libraries included, unless it cannot be reset: then it may be that of an earlier trial.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "cuda_allocator"
-    if sys.platform != "linux":
+    if not _CAN_RESET:
         return None, None
     return _process_status("VmHWM"), "process_high_water"
 

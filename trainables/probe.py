@@ -15,7 +15,7 @@ from trainables.measure import peak_memory, shared_memory
 from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial
 
 STEPS = 2
-"""Optimizer steps of a probe: the first allocates AdamW's state, the second runs beside it."""
+"""Optimizer steps of a probe: the first allocates AdamW's state, the second runs beside it, as a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Peak:
 def probe(
     spec: TrialSpec, data: TokenizedData, test: TokenizedSplit, base: BaseModel, device: torch.device = CPU
 ) -> Peak:
-    """Run a trial of two steps on the longest examples, checkpoint and test included; return what it held.
+    """Run a trial of two steps on the longest batch, checkpoint and test included; return what it held.
 
     Call it in a fresh process: what the process held before counts.
 
@@ -42,11 +42,11 @@ def probe(
         device: runs it; a GPU should be otherwise idle.
     """
     # With next to no learning rate a trial does not diverge, and holds as much.
-    settings = {"epochs": 1, "evaluations_per_epoch": 1, "learning_rate": 1e-8}
+    settings = {"epochs": STEPS, "evaluations_per_epoch": 1, "learning_rate": 1e-8}
     training = spec.training.model_copy(update=settings)
     longest = replace(
         data,
-        train=longest_examples(data.train, STEPS * training.batch_size),
+        train=longest_examples(data.train, training.batch_size),
         validation=longest_examples(data.validation, training.evaluation_batch_size),
     )
     judged = longest_examples(test, training.evaluation_batch_size)

@@ -27,6 +27,20 @@ GIB = 2**30
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the process's high-water mark is Linux's")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a /proc that cannot be written to")
+def test_a_peak_that_cannot_be_reset_is_not_told() -> None:
+    """It may be that of an earlier trial; all else works."""
+    program = (
+        "import torch; from trainables.measure import peak_memory, reset_peak_memory;"
+        "reset_peak_memory(torch.device('cpu')); print(peak_memory(torch.device('cpu')))"
+    )
+    read_only = 'mount -o remount,ro /proc && exec "$0" -c "$1"'
+    command = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", read_only]
+    done = subprocess.run([*command, sys.executable, program], capture_output=True, text=True)
+    assert done.stdout == "(None, None)\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's high-water mark is Linux's")
 def test_peak_memory_is_that_since_the_reset() -> None:
     cpu = torch.device("cpu")
     torch.ones(100_000_000 // 4).sum()
