@@ -15,7 +15,7 @@ from trainables.measure import peak_memory, shared_memory
 from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial
 
 STEPS = 2
-"""Optimizer steps of a probe: the first allocates AdamW's state, the second runs beside it (on a GPU, recorded)."""
+"""Optimizer steps of a probe: the first allocates AdamW's state, the second runs beside it."""
 
 
 @dataclass(frozen=True)
