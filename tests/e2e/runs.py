@@ -43,10 +43,18 @@ CURVE = ["trial_id", "evaluation", "step", "epoch", "examples", "tokens", "train
 """Columns of an evaluation that are the same whenever it is made."""
 
 
-def write_experiment(directory: Path, model: Path, data_files: dict[str, Path]) -> Path:
-    """Write a small experiment that runs for seconds, with its runs beside it."""
-    file = directory / "small.yaml"
-    values = {
+def small_experiment(
+    directory: Path, model: Path, data_files: dict[str, Path], **changes: Any
+) -> dict[str, Any]:
+    """Return the values of an experiment that runs for seconds.
+
+    Arguments:
+        directory: where its runs are, in ``runs``.
+        model: its base.
+        data_files: its splits.
+        changes: what takes the place of whole sections.
+    """
+    return {
         "name": "small",
         "model": {"path": str(model)},
         "data": data_settings(data_files),
@@ -55,7 +63,14 @@ def write_experiment(directory: Path, model: Path, data_files: dict[str, Path]) 
         "confirm": {"seeds": 0},
         "methods": {"head": {}, "full": {}, "lora": {"rank": [2, 4]}, "dora": {}, "qlora": {}},
         "storage": str(directory / "runs"),
+        **changes,
     }
+
+
+def write_experiment(directory: Path, model: Path, data_files: dict[str, Path], **changes: Any) -> Path:
+    """Write a small experiment, with changes, to a file of its name, with its runs beside it."""
+    values = small_experiment(directory, model, data_files, **changes)
+    file = directory / f"{values['name']}.yaml"
     file.write_text(json.dumps(values))  # JSON is YAML
     return file
 

@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from runs import run, write_experiment
 
 from results import load
+
+CPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""Runs are of a CPU; test_gpu.py has the GPU's."""
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: dict[str, Path]) -> Path:
-    file = tmp_path / "auto.yaml"
-    files = {name: str(path) for name, path in data_files.items()}
-    values = {
-        "name": "auto",
-        "model": {"path": str(model_directories["gpt2"])},
-        "data": {"path": None, "columns": ["sentence", "label"], **files},
-        "training": {"epochs": 1, "batch_size": 8},
-        "search": {"trials": 1},
-        "confirm": {"seeds": 0},
-        "methods": {"head": {}, "lora": {"rank": [2, 4], "target_modules": [["c_attn"], ["c_fc"]]}},
-        "resources": "auto",
-        "storage": str(tmp_path / "runs"),
-    }
-    file.write_text(json.dumps(values))  # JSON is YAML
-    return file
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator.run", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment,  # of a CPU; test_gpu.py has the GPU's
+    return write_experiment(
+        tmp_path,
+        model_directories["gpt2"],
+        data_files,
+        name="auto",
+        training={"epochs": 1, "batch_size": 8},
+        search={"trials": 1},
+        methods={"head": {}, "lora": {"rank": [2, 4], "target_modules": [["c_attn"], ["c_fc"]]}},
+        resources="auto",
     )
 
 
 def test_a_run_asks_for_what_was_measured_and_its_numbers_do_not_depend_on_it(
     experiment: Path, tmp_path: Path
 ) -> None:
-    done = command(str(experiment))
+    done = run(experiment, environment=CPU)
     assert done.returncode == 0, done.stdout + done.stderr
     peaks = re.search(r"measured peaks: head ([\d,]+) MB, lora ([\d,]+) MB", done.stdout)
     assert peaks, done.stdout
@@ -61,12 +47,12 @@ def test_a_run_asks_for_what_was_measured_and_its_numbers_do_not_depend_on_it(
     assert list(trials.status) == ["completed"] * 2
     assert (trials.peak_memory_bytes < resources["memory_per_trial"]).all()
     # Trained again in this process, without Ray and whatever it was told.
-    again = command("--reproduce", str(directory), "lora-000")
+    again = run("--reproduce", directory, "lora-000", environment=CPU)
     assert "the same numbers in all" in again.stdout, again.stdout + again.stderr
 
 
 def test_a_dry_run_shows_what_was_measured_and_leaves_nothing(experiment: Path, tmp_path: Path) -> None:
-    done = command(str(experiment), "--dry-run", "--methods", "head")
+    done = run(experiment, "--dry-run", "--methods", "head", environment=CPU)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"measured peaks: head [\d,]+ MB\n", done.stdout)
     assert re.search(r"each trial asks for 1 CPUs, [\d.]+ GB of memory", done.stdout)
@@ -76,12 +62,8 @@ def test_a_dry_run_shows_what_was_measured_and_leaves_nothing(experiment: Path, 
 
 def test_a_method_that_runs_out_of_memory_when_tried_is_named(experiment: Path, tmp_path: Path) -> None:
     """Ray's memory monitor, told that next to nothing may be used, kills the worker."""
-    done = command(
-        str(experiment),
-        *("--methods", "head"),
-        RAY_memory_usage_threshold="0.01",
-        RAY_memory_monitor_refresh_ms="50",
-    )
+    monitor = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "50"}
+    done = run(experiment, "--methods", "head", environment={**CPU, **monitor})
     assert done.returncode == 2, done.stdout + done.stderr
     assert "auto.yaml: methods.head: its hungriest trial ran out of memory when it was tried" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import runs
 import torch
 
 from results import load
@@ -22,29 +21,20 @@ BYTES_PER_RANK = 4 * 2048
 
 @pytest.fixture
 def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: dict[str, Path]) -> Path:
-    file = tmp_path / "gpu.yaml"
-    files = {name: str(path) for name, path in data_files.items()}
-    values = {
-        "name": "gpu",
-        "model": {"path": str(model_directories["gpt2"])},
-        "data": {"path": None, "columns": ["sentence", "label"], **files},
-        "training": {"epochs": 2, "batch_size": 8},
-        "search": {"trials": 2, "sampler": "random", "early_stopping": "none"},
-        "confirm": {"seeds": 0},
-        "methods": {"head": {}, "full": {}, "lora": {}, "dora": {}, "qlora": {}},
-        "storage": str(tmp_path / "runs"),
-    }
-    file.write_text(json.dumps(values))  # JSON is YAML
-    return file
+    return runs.write_experiment(
+        tmp_path,
+        model_directories["gpt2"],
+        data_files,
+        name="gpu",
+        search={"trials": 2, "sampler": "random", "early_stopping": "none"},
+        methods={"head": {}, "full": {}, "lora": {}, "dora": {}, "qlora": {}},
+    )
 
 
 def run(experiment: Path, *settings: str, arguments: tuple[str, ...] = ()) -> tuple[str, pd.DataFrame]:
     """Run the command; return what it printed, and the trials."""
-    command = [sys.executable, "-m", "orchestrator.run", str(experiment), *arguments]
-    command += [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, load(experiment.parent / "runs" / "gpu").trials
+    out = runs.finish(runs.start(experiment, *arguments, *runs.settings(*settings)))
+    return out, load(experiment.parent / "runs" / "gpu").trials
 
 
 def most_at_once(trials: pd.DataFrame) -> int:
@@ -63,9 +53,7 @@ def test_two_trials_share_a_gpu(experiment: Path) -> None:
     peaks = trials.groupby("method").peak_memory_bytes.max()
     assert peaks["head"] < peaks["full"]
     # Again, in this process.
-    command = [sys.executable, "-m", "orchestrator.run", "--reproduce"]
-    recorded = (str(experiment.parent / "runs" / "gpu"), "lora-000")
-    again = subprocess.run([*command, *recorded], capture_output=True, text=True)
+    again = runs.run("--reproduce", experiment.parent / "runs" / "gpu", "lora-000")
     assert again.stdout.startswith("lora-000: "), again.stdout + again.stderr  # the last digits may differ
 
 

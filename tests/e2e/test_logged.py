@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,8 +19,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from tests.conftest import data_settings
+from runs import finish, start, write_experiment
 
 SECRETS = {
     name: f"planted-{name.lower()}-0123456789"
@@ -51,34 +47,26 @@ def run(
     tmp_path_factory: pytest.TempPathFactory, model_directories: dict[str, Path], data_files: dict[str, Path]
 ) -> Iterator[Run]:
     place = tmp_path_factory.mktemp("beside-secrets")
-    file = place / "small.yaml"
     mlflow = {"mlflow": f"sqlite:///{place}/runs/mlflow.db"} if HAS_MLFLOW else {}
-    values = {
-        "name": "small",
-        "model": {"path": str(model_directories["gpt2"])},
-        "data": data_settings(data_files),
-        "training": {"epochs": 1, "batch_size": 8},
-        "search": {"trials": 1},
-        "confirm": {"seeds": 1},
-        "methods": {"head": {}, "wild": {"kind": "full", "learning_rate": 1e30}},
-        "logging": {"tensorboard": True, **mlflow},
-        "storage": str(place / "runs"),
-    }
-    file.write_text(json.dumps(values))  # JSON is YAML
+    experiment = write_experiment(
+        place,
+        model_directories["gpt2"],
+        data_files,
+        training={"epochs": 1, "batch_size": 8},
+        search={"trials": 1},
+        confirm={"seeds": 1},
+        methods={"head": {}, "wild": {"kind": "full", "learning_rate": 1e30}},
+        logging={"tensorboard": True, **mlflow},
+    )
     (place / "runs").mkdir()
     temporary = Path(f"/tmp/ray-{os.getpid()}")  # short: it has sockets
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.run", str(file)],
-        env={**os.environ, **SECRETS, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    of_ray = {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(temporary)}
+    process = start(experiment, environment={**SECRETS, **of_ray})
     listening: set[str] = set()
     while process.poll() is None:
         listening |= _listening(process.pid)
         time.sleep(0.3)
-    printed, _ = process.communicate()
+    printed = "".join(process.communicate())
     assert process.returncode == 0, printed
     assert "logging." not in printed
     yield Run(place / "runs" / "small", temporary, printed, frozenset(listening))
@@ -211,11 +199,8 @@ def test_pickles_in_a_run_directory_are_not_read(run: Run, tmp_path: Path) -> No
     table = table.set_column(table.column_names.index("step"), step, table["step"])
     pq.write_table(table, directory / "metrics.parquet")
 
-    subprocess.run([sys.executable, "-c", READ, str(directory)], check=True)
-    command = [sys.executable, "-m", "orchestrator.run", "--resume", str(directory), "--dry-run"]
-    resumed = subprocess.run(command, capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "3 trials are done" in resumed.stdout
+    finish(start(directory, program=["-c", READ]))
+    assert "3 trials are done" in finish(start("--resume", directory, "--dry-run"))
     assert not ran.exists()
     pickle.loads(evil)
     assert ran.exists(), "what was planted would not have run"

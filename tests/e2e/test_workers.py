@@ -11,29 +11,24 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from runs import finish, start
+from runs import finish, settings, start, write_experiment
 
 from results import load
-from tests.conftest import data_settings
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: dict[str, Path]) -> Path:
     """Llama has no dropout, so that the workers' random numbers make no difference."""
-    file = tmp_path / "small.yaml"
-    values = {
-        "name": "small",
-        "model": {"path": str(model_directories["llama"])},
-        "data": data_settings(data_files),
-        "training": {"epochs": 6, "batch_size": 9},
-        "search": {"trials": 2, "sampler": "random", "reduction_factor": 2},
-        "confirm": {"seeds": 1},
-        "methods": {"full": {}, "lora": {"rank": 2}},
-        "resources": {"max_concurrent": 1},
-        "storage": str(tmp_path / "runs"),
-    }
-    file.write_text(json.dumps(values))  # JSON is YAML
-    return file
+    return write_experiment(
+        tmp_path,
+        model_directories["llama"],
+        data_files,
+        training={"epochs": 6, "batch_size": 9},
+        search={"trials": 2, "sampler": "random", "reduction_factor": 2},
+        confirm={"seeds": 1},
+        methods={"full": {}, "lora": {"rank": 2}},
+        resources={"max_concurrent": 1},
+    )
 
 
 def kill_a_train_worker(pid: int, journal: Path, evaluations: int) -> None:
@@ -76,12 +71,10 @@ def test_two_workers_give_the_results_of_one_also_when_one_of_them_is_killed(
 
 
 def test_a_model_in_parts_is_trained_and_what_diverges_is_a_row(experiment: Path, tmp_path: Path) -> None:
-    settings = ("resources.workers_per_trial=2", "resources.parallelism=fsdp", "search.trials=1")
-    wild = 'methods.wild={"kind": "full", "learning_rate": 1e30}'
     values = [
-        part
-        for value in (*settings, "confirm.seeds=0", "training.epochs=2", wild)
-        for part in ("--set", value)
+        *settings("resources.workers_per_trial=2", "resources.parallelism=fsdp", "search.trials=1"),
+        *settings("confirm.seeds=0", "training.epochs=2"),
+        *settings('methods.wild={"kind": "full", "learning_rate": 1e30}'),
     ]
     out = finish(start(experiment, *values, "--methods", "wild,full"))
     trials = load(tmp_path / "runs" / "small").trials.set_index("method")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 from rich.console import Console
+from runs import small_experiment
 
 from orchestrator.confirm import confirm_trials
 from orchestrator.experiment import Assignment, Experiment
@@ -19,7 +20,6 @@ from orchestrator.progress import Display
 from orchestrator.provenance import collect_provenance
 from orchestrator.recorder import Recorder
 from orchestrator.worker import share
-from tests.conftest import data_settings
 
 
 class Planted:
@@ -31,18 +31,16 @@ class Planted:
 
 @pytest.fixture
 def experiment(model_directories: dict[str, Path], data_files: dict[str, Path], tmp_path: Path) -> Experiment:
-    return Experiment.model_validate(
-        {
-            "name": "planted",
-            "model": {"path": str(model_directories["gpt2"])},
-            "data": data_settings(data_files),
-            "training": {"epochs": 1, "batch_size": 8},
-            "search": {"trials": 2},
-            "confirm": {"seeds": 2},
-            "methods": {"head": {}, "lora": {"rank": 2}},
-            "storage": str(tmp_path / "runs"),
-        }
+    values = small_experiment(
+        tmp_path,
+        model_directories["gpt2"],
+        data_files,
+        training={"epochs": 1, "batch_size": 8},
+        search={"trials": 2},
+        confirm={"seeds": 2},
+        methods={"head": {}, "lora": {"rank": 2}},
     )
+    return Experiment.model_validate(values)
 
 
 @pytest.mark.usefixtures("local_ray")

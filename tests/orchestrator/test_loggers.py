@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune.logger import LoggerCallback
+from runs import finish, start, write_experiment
 
 from orchestrator.experiment import Experiment
 from orchestrator.loggers import Relay
 from orchestrator.run import main
-from tests.conftest import data_settings
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, model_directories: dict[str, Path], data_files: dict[str, Path]) -> Path:
-    file = tmp_path / "logged.yaml"
-    values = {
-        "name": "logged",
-        "model": {"path": str(model_directories["gpt2"])},
-        "data": data_settings(data_files),
-        "training": {"epochs": 1, "batch_size": 8},
-        "search": {"trials": 1},
-        "confirm": {"seeds": 1},
-        "methods": {"head": {}},
-        "storage": str(tmp_path / "runs"),
-    }
-    file.write_text(json.dumps(values))
-    return file
+    return write_experiment(
+        tmp_path,
+        model_directories["gpt2"],
+        data_files,
+        name="logged",
+        training={"epochs": 1, "batch_size": 8},
+        search={"trials": 1},
+        confirm={"seeds": 1},
+        methods={"head": {}},
+    )
 
 
 def test_wandb_offline(experiment: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="needs wandb")
-    subprocess.run(
-        [sys.executable, "-m", "orchestrator.run", str(experiment), "--set", "logging.wandb=comparison"],
-        env={**os.environ, "WANDB_MODE": "offline"},
-        check=True,
-    )
+    offline = {"WANDB_MODE": "offline"}
+    finish(start(experiment, "--set", "logging.wandb=comparison", environment=offline))
     directory = tmp_path / "runs" / "logged" / "wandb"
     assert sorted(path.name for path in directory.iterdir()) == ["head-000", "head-seed0"]
     (recorded,) = directory.glob("head-000/wandb/offline-run-*/*.wandb")

@@ -12,29 +12,22 @@ from typing import Any
 
 import pytest
 import ray
+from runs import small_experiment
 
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.pack_process import PackProcess
 from orchestrator.prepare import prepare
 from orchestrator.worker import Inputs, share
 from results.evaluation import Evaluation
-from tests.conftest import data_settings
 
 
 @pytest.fixture
 def inputs(
     model_directories: dict[str, Path], data_files: dict[str, Path], tmp_path: Path
 ) -> Iterator[Inputs]:
-    experiment = Experiment.model_validate(
-        {
-            "name": "packed",
-            "model": {"path": str(model_directories["gpt2"])},
-            "data": data_settings(data_files),
-            "training": {"epochs": 3, "batch_size": 8},
-            "methods": {"lora": {"rank": 2}},
-            "storage": str(tmp_path / "runs"),
-        }
-    )
+    changes = {"training": {"epochs": 3, "batch_size": 8}, "methods": {"lora": {"rank": 2}}}
+    values = small_experiment(tmp_path, model_directories["gpt2"], data_files, **changes)
+    experiment = Experiment.model_validate(values)
     prepared = prepare(experiment, lambda text: None, "test")
     experiment.run_directory.mkdir(parents=True)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)

@@ -18,7 +18,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.nodes import Node
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.probing import fit_resources, heaviest_trial
-from tests.conftest import WORDS
+from tests.conftest import WORDS, data_settings
 from trainables.data import TokenizedSplit
 from trainables.measure import peak_memory, shared_memory
 from trainables.probe import longest_examples, probe
@@ -26,13 +26,12 @@ from trainables.probe import longest_examples, probe
 
 @pytest.fixture(scope="module")
 def experiment(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Experiment:
-    files = {name: str(path) for name, path in data_files.items()}
     searched = {"rank": [2, 8, 4], "batch_size": [4, 8], "target_modules": [["c_fc"], ["c_fc", "c_attn"]]}
     searched["micro_batch_size"] = [2, None, 4]
     return Experiment.model_validate(
         {
             "model": {"path": str(model_directories["gpt2"])},
-            "data": {"path": None, "columns": ["sentence", "label"], **files},
+            "data": data_settings(data_files),
             "methods": {"full": {"batch_size": {"low": 2, "high": 16}}, "lora": searched},
         }
     )

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prepared import prepare
 
 from orchestrator.states import read_state, save_state, saved_evaluation
-from trainables.base_model import load_base, load_tokenizer
-from trainables.data import load_data, read_data
 from trainables.methods import METHODS
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.state import TrialState
 from trainables.trial import TrialInputs, TrialSpec, run_trial
 
@@ -26,15 +25,9 @@ def runs(
 ) -> Path:
     """Two run directories: with the state of a trial after its first evaluation, and after its second."""
     directory = tmp_path_factory.mktemp("run")
-    settings = ModelSettings(path=str(model_directories["gpt2"]))
-    files = DataSettings(
-        path=None, columns=["sentence", "label"], **{name: str(file) for name, file in data_files.items()}
-    )
-    data, _ = load_data(read_data(files, 0), load_tokenizer(settings), 64)
+    data, _, base = prepare(model_directories["gpt2"], data_files)
     state = TrialState()
-    for _ in run_trial(
-        TrialInputs(SPEC, data, load_base(settings, data.labels, data.pad_token_id), state=state)
-    ):
+    for _ in run_trial(TrialInputs(SPEC, data, base, state=state)):
         save_state(directory / str(state.progress.evaluation), SPEC, state)
     return directory
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runs import write_experiment
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -79,11 +79,7 @@ def head(
     tmp_path_factory: pytest.TempPathFactory, model_directories: dict[str, Path], data_files: dict[str, Path]
 ) -> Iterator[Head]:
     place = tmp_path_factory.mktemp("cluster")
-    experiment = place / "small.yaml"
-    files = {name: str(file) for name, file in data_files.items()}
-    data = {"path": None, "columns": ["sentence", "label"], **files}
-    values = {"model": {"path": str(model_directories["gpt2"])}, "data": data, "methods": {"lora": {}}}
-    experiment.write_text(json.dumps(values))  # JSON is YAML
+    experiment = write_experiment(place, model_directories["gpt2"], data_files, methods={"lora": {}})
     (place / "head" / ".ray").mkdir(parents=True)
     (place / "head" / ".ray" / "auth_token").write_text(TOKEN)
     (place / "visitor").mkdir()

@@ -15,19 +15,20 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from decoders import no_masks
 from peft import PeftModel
+from prepared import prepare
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from results.evaluation import Checkpoint, Evaluation
 from trainables import training
-from trainables.base_model import BaseModel, build_model, load_base, load_tokenizer
+from trainables.base_model import BaseModel, build_model
 from trainables.batches import Batch, batches, training_batches
-from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
+from trainables.data import TokenizedData
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.quantization import quantize, with_quantized
 from trainables.scoring import Scores, evaluate
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.training import RandomStream, Trained, forward, make_optimizer, train_step
 from trainables.trial import TrialInputs, TrialSpec, run_trial, set_up, wrap_base
 
@@ -54,39 +55,20 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def splits(
-    model_directories: dict[str, Path], data_files: dict[str, Path]
-) -> tuple[TokenizedData, TokenizedSplit]:
-    settings = DataSettings(
-        path=None,
-        columns=["sentence", "label"],
-        **{name: str(file) for name, file in data_files.items()},
-    )
-    return load_data(
-        read_data(settings, 0), load_tokenizer(ModelSettings(path=str(model_directories["gpt2"]))), 64
-    )
+def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
+    return prepare(model_directories["gpt2"], data_files).data
 
 
 @pytest.fixture(scope="module")
-def data(splits: tuple[TokenizedData, TokenizedSplit]) -> TokenizedData:
-    return splits[0]
+def base(architecture: str, model_directories: dict[str, Path], data_files: dict[str, Path]) -> BaseModel:
+    return prepare(model_directories[architecture], data_files).base
 
 
 @pytest.fixture(scope="module")
-def base(architecture: str, model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
-    return read_base(ModelSettings(path=str(model_directories[architecture])), data)
-
-
-@pytest.fixture(scope="module")
-def bfloat16_base(architecture: str, model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
-    return read_base(ModelSettings(path=str(model_directories[architecture]), dtype="bfloat16"), data)
-
-
-def read_base(settings: ModelSettings, data: TokenizedData) -> BaseModel:
-    loaded = load_base(settings, data.labels, data.pad_token_id)
-    for weights in loaded.weights.values():
-        weights.flags.writeable = False  # as they come out of the object store
-    return loaded
+def bfloat16_base(
+    architecture: str, model_directories: dict[str, Path], data_files: dict[str, Path]
+) -> BaseModel:
+    return prepare(model_directories[architecture], data_files, "bfloat16").base
 
 
 def make_spec(kind: str, seed: int = 1, epochs: int = 2, learning_rate: float = 1e-2) -> TrialSpec:
@@ -273,9 +255,9 @@ def test_a_bfloat16_base_trains_in_float32_and_its_checkpoint_scores_the_same(
 
 
 def test_an_encoder_whose_head_has_dropout_trains_and_its_checkpoint_scores_the_same(
-    model_directories: dict[str, Path], data: TokenizedData, kind: str, tmp_path: Path
+    model_directories: dict[str, Path], data_files: dict[str, Path], kind: str, tmp_path: Path
 ) -> None:
-    encoder = read_base(ModelSettings(path=str(model_directories["bert"])), data)
+    data, _, encoder = prepare(model_directories["bert"], data_files)
     points = list(run_trial(TrialInputs(make_spec(kind, epochs=1), data, encoder, tmp_path / "checkpoint")))
     best = next(point for point in reversed(points) if point.is_best)
     assert best.checkpoint is not None

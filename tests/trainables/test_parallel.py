@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from prepared import prepare
 from safetensors.torch import load_file
 from torch import multiprocessing
 
 from results.evaluation import Evaluation
-from trainables.base_model import load_base, load_tokenizer
-from trainables.data import load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE, Group, Parallelism
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.state import TrialState
 from trainables.trial import TrialInputs, TrialSpec, run_trial
 
@@ -36,13 +35,7 @@ def train(
     files: dict[str, Path], model: Path, kind: str, directory: Path, group: Group, micro: int | None = None
 ) -> list[Evaluation]:
     """Train a trial that is interrupted after its second evaluation and goes on from its state."""
-    settings = ModelSettings(path=str(model))
-    columns = ["sentence", "label"]
-    splits = DataSettings(path=None, columns=columns, **{name: str(file) for name, file in files.items()})
-    data, test = load_data(read_data(splits, 0), load_tokenizer(settings), 64)
-    base = load_base(settings, data.labels, data.pad_token_id)
-    for weights in base.weights.values():
-        weights.flags.writeable = False  # as they come out of the object store
+    data, test, base = prepare(model, files)
     # 64 examples in batches of 9: shares of 5 and 4, and of 1 and nothing at an epoch's end.
     training = TrainingSettings(
         epochs=3,

@@ -9,29 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prepared import Prepared, prepare
 from safetensors.torch import load_file
 
 from results.evaluation import Evaluation
-from trainables.base_model import BaseModel, load_base, load_tokenizer
-from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.state import TrialState
 from trainables.trial import TrialInputs, TrialSpec, run_trial
 
 TIMED = ("train_seconds", "evaluation_seconds", "setup_seconds", "peak_memory_bytes", "checkpoint", "test")
 
-Prepared = tuple[TokenizedData, TokenizedSplit, BaseModel]
-
 
 @pytest.fixture(scope="module")
 def prepared(model_directories: dict[str, Path], data_files: dict[str, Path]) -> Prepared:
-    settings = ModelSettings(path=str(model_directories["gpt2"]))  # it has dropout
-    files = DataSettings(
-        path=None, columns=["sentence", "label"], **{name: str(file) for name, file in data_files.items()}
-    )
-    data, test = load_data(read_data(files, 0), load_tokenizer(settings), 64)
-    return data, test, load_base(settings, data.labels, data.pad_token_id)
+    return prepare(model_directories["gpt2"], data_files)  # it has dropout
 
 
 def make_spec(kind: str) -> TrialSpec:

@@ -9,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prepared import prepare
 
-from trainables.base_model import load_base, load_tokenizer
-from trainables.data import load_data, read_data
 from trainables.errors import DivergedError
 from trainables.methods import METHODS
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.trial import TrialInputs, TrialSpec, evaluation_steps, failure_status, run_trial
 
 MORE_THAN_ANY_MACHINE_HAS = 10**15
@@ -51,18 +50,10 @@ def test_running_out_of_memory_is_told_from_other_failures() -> None:
 def test_real_pretrained_models_learn_real_sentences(
     shared: Path, model: str, kind: str, device: torch.device
 ) -> None:
-    settings = ModelSettings(path=str(shared / "models" / model))
-    data_settings = DataSettings(
-        path=None,
-        train=str(shared / "data" / "sst2" / "train.tsv"),
-        validation=str(shared / "data" / "sst2" / "dev.tsv"),
-        test=str(shared / "data" / "sst2" / "test.tsv"),
-        columns=["sentence", "label"],
-        max_train_examples=256,
-        max_validation_examples=64,
-    )
-    data, _ = load_data(read_data(data_settings, 0), load_tokenizer(settings), 64)
-    base = load_base(settings, data.labels, data.pad_token_id)
+    sst2 = shared / "data" / "sst2"
+    files = {"train": sst2 / "train.tsv", "validation": sst2 / "dev.tsv", "test": sst2 / "test.tsv"}
+    limits = {"max_train_examples": 256, "max_validation_examples": 64}
+    data, _, base = prepare(shared / "models" / model, files, **limits)
     training = TrainingSettings(epochs=2, learning_rate=3e-3 if kind != "full" else 3e-4, batch_size=16)
     spec = TrialSpec("t", kind, kind, 1, METHODS[kind].settings(), training)
     points = list(run_trial(TrialInputs(spec, data, base, device=device)))
