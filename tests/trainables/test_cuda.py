@@ -8,14 +8,15 @@ from traceback import clear_frames
 
 import pytest
 import torch
+from prepared import prepare
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from results.evaluation import Evaluation
-from trainables.base_model import BaseModel, load_base, load_tokenizer
-from trainables.data import TokenizedData, load_data, read_data
+from trainables.base_model import BaseModel
+from trainables.data import TokenizedData
 from trainables.methods import METHODS
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.trial import TrialInputs, TrialSpec, failure_status, run_trial
 
 pytestmark = pytest.mark.cuda
@@ -27,15 +28,12 @@ KERNELS = "kDequantizeBlockwise", "gemm_4bit"
 
 @pytest.fixture(scope="module")
 def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
-    files = {name: str(file) for name, file in data_files.items()}
-    settings = DataSettings(path=None, columns=["sentence", "label"], **files)
-    tokenizer = load_tokenizer(ModelSettings(path=str(model_directories["gpt2"])))
-    return load_data(read_data(settings, 0), tokenizer, 64)[0]
+    return prepare(model_directories["gpt2"], data_files).data
 
 
 @pytest.fixture(scope="module")
-def base(model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
-    return load_base(ModelSettings(path=str(model_directories["gpt2"])), data.labels, data.pad_token_id)
+def base(model_directories: dict[str, Path], data_files: dict[str, Path]) -> BaseModel:
+    return prepare(model_directories["gpt2"], data_files).base
 
 
 def make_spec(kind: str, **settings: int) -> TrialSpec:

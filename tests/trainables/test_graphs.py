@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from prepared import prepare
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.base_model import BaseModel
 from trainables.batches import Batch, training_batches
-from trainables.data import TokenizedData, load_data, read_data
+from trainables.data import TokenizedData
 from trainables.dropout import SHORT_TEXT
 from trainables.graphs import MULTIPLE, StepGraphs
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.training import Trained, train_step
 from trainables.trial import CPU, TrialSpec, set_up
 
@@ -29,15 +30,12 @@ TRAINING = TrainingSettings(epochs=5, learning_rate=1e-3, batch_size=12, warmup_
 
 @pytest.fixture(scope="module")
 def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
-    files = {name: str(file) for name, file in data_files.items()}
-    settings = DataSettings(path=None, columns=["sentence", "label"], **files)
-    tokenizer = load_tokenizer(ModelSettings(path=str(model_directories["gpt2"])))
-    return load_data(read_data(settings, 0), tokenizer, 64)[0]
+    return prepare(model_directories["gpt2"], data_files).data
 
 
 @pytest.fixture(scope="module")
-def base(architecture: str, model_directories: dict[str, Path], data: TokenizedData) -> BaseModel:
-    return load_base(ModelSettings(path=str(model_directories[architecture])), data.labels, data.pad_token_id)
+def base(architecture: str, model_directories: dict[str, Path], data_files: dict[str, Path]) -> BaseModel:
+    return prepare(model_directories[architecture], data_files).base
 
 
 def begin(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from prepared import prepare
 from transformers import (
     AutoTokenizer,
     BloomConfig,
@@ -22,12 +23,12 @@ from transformers import (
 )
 
 from results.evaluation import Evaluation
-from trainables.base_model import LINEAR_LAYERS, BaseModel, load_base, load_tokenizer
-from trainables.data import TokenizedData, load_data, read_data
+from trainables.base_model import LINEAR_LAYERS, BaseModel
+from trainables.data import TokenizedData
 from trainables.errors import DivergedError
 from trainables.methods import METHODS
 from trainables.pack import Outcome, Pack
-from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.settings import TrainingSettings
 from trainables.state import TrialState
 from trainables.stretch import Course
 from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial, trial_course
@@ -61,17 +62,10 @@ def spec(
     return TrialSpec(f"{kind}-{number}", kind, kind, 100 + number, own, training)
 
 
-def prepare(
-    model: Path, data_files: dict[str, Path], dtype: Literal["float32", "bfloat16"] = "float32"
+def read(
+    model: Path, files: dict[str, Path], dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> tuple[TokenizedData, BaseModel]:
-    settings = ModelSettings(path=str(model), dtype=dtype)
-    splits = DataSettings(
-        path=None, columns=["sentence", "label"], **{name: str(file) for name, file in data_files.items()}
-    )
-    data, _ = load_data(read_data(splits, 0), load_tokenizer(settings), 64)
-    base = load_base(settings, data.labels, data.pad_token_id)
-    for weights in base.weights.values():
-        weights.flags.writeable = False  # as they come out of the object store
+    data, _, base = prepare(model, files, dtype)
     return data, base
 
 
@@ -137,7 +131,7 @@ def test_trials_train_together_as_alone(
     model_directories: dict[str, Path], data_files: dict[str, Path], architecture: str, device: torch.device
 ) -> None:
     """GPT-2 and BERT have dropout wherever they have it, and Llama has none."""
-    data, base = prepare(model_directories[architecture], data_files)
+    data, base = read(model_directories[architecture], data_files)
     if architecture == "bert":  # which tells the texts of pairs apart
         segments = (np.arange(len(data.train.tokens)) % 2).astype(np.int8)
         data = replace(data, train=replace(data.train, segments=segments))
@@ -166,7 +160,7 @@ def test_trials_of_a_bfloat16_base_train_together(
     model_directories: dict[str, Path], data_files: dict[str, Path], device: torch.device
 ) -> None:
     """Rounding is coarse in bfloat16, so curves come apart: where they begin says that a step is the same."""
-    inputs = prepare(model_directories["gpt2"], data_files, "bfloat16")
+    inputs = read(model_directories["gpt2"], data_files, "bfloat16")
     run = Run(*inputs, device)
     trials = [spec(kind, epochs=2, learning_rate=1e-4) for kind in ("lora", "dora", "qlora", "head")]
     trials += [spec(kind, 1, epochs=2, learning_rate=1e-4) for kind in ("qlora", "head")]
@@ -183,7 +177,7 @@ def test_trials_of_a_bfloat16_base_train_together(
 def test_neighbours_that_come_and_go_and_diverge_change_nothing(
     model_directories: dict[str, Path], data_files: dict[str, Path], tmp_path: Path, device: torch.device
 ) -> None:
-    inputs = prepare(model_directories["gpt2"], data_files)
+    inputs = read(model_directories["gpt2"], data_files)
     run = Run(*inputs, device)
     stays, wild, full = spec("dora"), spec("lora", learning_rate=1e6), spec("full", learning_rate=3e-4)
     leaves, late = spec("lora", 1), spec("lora", 2, epochs=3, batch_size=16)
@@ -231,7 +225,7 @@ def test_an_architecture_that_drops_twice_in_one_place(
         pad_token_id=0,
     )
     save(RobertaForMaskedLM(config), model_directories["bert"], tmp_path)
-    inputs = prepare(tmp_path, data_files)
+    inputs = read(tmp_path, data_files)
     run = Run(*inputs)
     trials = [spec("lora", 0, epochs=1), spec("dora", 1, epochs=1)]
     run.join(*trials)
@@ -278,7 +272,7 @@ def test_an_architecture_that_cannot_share_a_pass_trains_all_the_same(
 ) -> None:
     """Bloom drops by no module, so nobody knows where, and OPT drops of tokens that belong to no text."""
     save(make(), model_directories["gpt2"], tmp_path)
-    inputs = prepare(tmp_path, data_files)
+    inputs = read(tmp_path, data_files)
     run = Run(*inputs)
     trials = [spec("lora", number, epochs=1) for number in (0, 1)]
     run.join(*trials)
@@ -302,7 +296,7 @@ def test_a_trial_that_saves_memory_does_it_by_itself(
     changed: dict[str, Any],
     reason: str,
 ) -> None:
-    inputs = prepare(model_directories["gpt2"], data_files)
+    inputs = read(model_directories["gpt2"], data_files)
     run = Run(*inputs)
     one, other = spec("lora", epochs=1), spec("lora", 1, epochs=1)
     other = replace(other, training=other.training.model_copy(update=changed))
