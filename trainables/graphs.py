@@ -26,7 +26,6 @@ MULTIPLE = 8
 Update = Callable[[Batch], torch.Tensor]
 """Takes an optimizer step on a batch on the device; returns its mean loss, a detached scalar."""
 
-
 Inputs = TypeVar("Inputs")
 Result = TypeVar("Result")
 
@@ -55,7 +54,7 @@ class Recorder:
         self._report = report
         self._first: torch.cuda.CUDAGraph | None = None  # whose memory the others use
         self._stream, _ = _of_process(device)
-        self.is_able = True
+        self._is_able = True
 
     def forget(self) -> None:
         """Let go of the memory, once all recordings have been let go of."""
@@ -73,7 +72,7 @@ class Recorder:
         Raises:
             torch.AcceleratorError: if it fails and leaves CUDA of no use in this process.
         """
-        if not self.is_able:
+        if not self._is_able:
             return None
         graph = torch.cuda.CUDAGraph()
         try:
@@ -83,7 +82,7 @@ class Recorder:
         except torch.OutOfMemoryError:
             reason = "there is no memory for them"
         except torch.AcceleratorError as error:
-            self.is_able = False
+            self._is_able = False
             advice = "while a training step was recorded; resources.cuda_graphs: false does without"
             error.args = (f"{error} ({advice})",)
             raise
@@ -92,7 +91,7 @@ class Recorder:
         else:
             self._first = self._first or graph
             return Recording(graph, inputs, result)
-        self.is_able = False
+        self._is_able = False
         self._report(f"{self._name} trains without CUDA graphs: {reason}")
         return None
 
@@ -174,17 +173,27 @@ class StepGraphs:
         return recording.result.clone()
 
     def _record(self, batch: Batch, update: Update) -> Recording[Batch, torch.Tensor] | None:
-        # The learning rate is read from a tensor, so that it is not part of a graph.
         (settings,) = self._optimizer.param_groups
+        known = dict(self._optimizer.state)
+
+        def take(batch: Batch) -> torch.Tensor:
+            loss = update(batch)
+            if len(self._optimizer.state) > len(known):  # each launch would begin its moments anew
+                raise RuntimeError("a parameter has its first gradient after the first step")
+            return loss
+
+        # The learning rate is read from a tensor, so that it is not part of a graph.
         usual = {name: settings[name] for name in ("lr", "capturable")}
         settings.update(lr=self._rate, capturable=True)
         try:
-            recording = self._recorder.record(partial(batch.to, self._device), update)
+            recording = self._recorder.record(partial(batch.to, self._device), take)
         finally:
             settings.update(usual)
         if recording is None:
             self.forget()
             self._optimizer.zero_grad(set_to_none=True)
+            for parameter in self._optimizer.state.keys() - known.keys():
+                del self._optimizer.state[parameter]
         return recording
 
 

@@ -27,26 +27,35 @@ def make_split(counts: list[int]) -> TokenizedSplit:
 
 
 @settings(deadline=None)
-@given(counts=lengths, size=st.integers(1, 32), seed=st.none() | st.integers(0, 5))
+@given(
+    counts=lengths,
+    size=st.integers(1, 32),
+    seed=st.none() | st.integers(0, 5),
+    multiple=st.sampled_from([1, 8]),
+)
 def test_an_epoch_holds_each_example_once_padded_to_its_batch(
-    counts: list[int], size: int, seed: int | None
+    counts: list[int], size: int, seed: int | None, multiple: int
 ) -> None:
     split = make_split(counts)
     seen: list[int] = []
     short = 0
     epoch = batches(split, size, PAD)
     if seed is not None:
-        epoch = islice(training_batches(split, size, PAD, seed), math.ceil(len(counts) / size))
+        endless = training_batches(split, size, PAD, seed, multiple=multiple)
+        epoch = islice(endless, math.ceil(len(counts) / size))
     for batch in epoch:
         seen += batch.positions.tolist()
         short += len(batch.positions) < size
         sizes = [counts[position] for position in batch.positions]
-        assert batch.input_ids.shape == batch.attention_mask.shape == (len(sizes), max(sizes))
+        width = max(sizes)
+        if seed is not None:
+            width = min(math.ceil(width / multiple) * multiple, max(counts))
+        assert batch.input_ids.shape == batch.attention_mask.shape == (len(sizes), width)
         assert batch.attention_mask.sum(dim=1).tolist() == sizes
         assert batch.tokens == sum(sizes)
         for row, position in enumerate(batch.positions):
             expected = split.tokens[split.offsets[position] : split.offsets[position + 1]].tolist()
-            padding = [PAD] * (max(sizes) - len(expected))
+            padding = [PAD] * (width - len(expected))
             assert batch.input_ids[row].tolist() == expected + padding
             assert batch.labels[row] == split.labels[position]
     assert sorted(seen) == list(range(len(counts)))

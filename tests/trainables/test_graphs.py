@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,10 @@ def begin(
     return set_up(spec, base, STEPS, device, ALONE, data.train.longest)[0]
 
 
-def some_batches(data: TokenizedData, count: int = STEPS) -> list[Batch]:
+def some_batches(data: TokenizedData, number: int = STEPS) -> list[Batch]:
     """Return batches of several lengths, of 12 examples but for one of 4 in each epoch."""
     endless = training_batches(data.train, TRAINING.batch_size, data.pad_token_id, 1, multiple=MULTIPLE)
-    return list(islice(endless, count))
+    return list(islice(endless, number))
 
 
 def losses(trained: Trained, batches: list[Batch]) -> list[float]:
@@ -129,6 +130,34 @@ def test_a_model_that_cannot_be_recorded_trains_all_the_same(base: BaseModel, da
     losses(other, batches[:3])
     assert other.graphs is not None
     assert other.graphs.shapes
+
+
+@pytest.mark.cuda
+def test_a_parameter_whose_first_gradient_comes_late_is_trained_all_the_same(
+    base: BaseModel, data: TokenizedData
+) -> None:
+    """A graph that makes its moments would make them anew in every step."""
+    said: list[str] = []
+    trained, plain = begin("full", base, data), replace(begin("full", base, data), graphs=None)
+    trained = replace(trained, graphs=StepGraphs("full-001", trained.optimizer, CUDA, said.append))
+    lates = []
+    for one in (trained, plain):
+        late, passes = nn.Parameter(torch.zeros(len(data.labels), device=CUDA)), count(1)
+        one.optimizer.param_groups[0]["params"].append(late)
+        lates.append(late)
+
+        def add(
+            module: nn.Module, arguments: object, output: torch.Tensor, late: nn.Parameter, passes: count[int]
+        ) -> torch.Tensor | None:
+            return output + late if next(passes) > 1 else None
+
+        one.model.get_submodule("score").register_forward_hook(partial(add, late=late, passes=passes))
+    batches = some_batches(data)
+    torch.testing.assert_close(losses(trained, batches), losses(plain, batches), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*lates, rtol=1e-2, atol=1e-4)
+    assert said == [
+        "full-001 trains without CUDA graphs: a parameter has its first gradient after the first step"
+    ]
 
 
 @pytest.mark.cuda
