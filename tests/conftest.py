@@ -32,6 +32,9 @@ hypothesis.settings.load_profile("usual")
 # By default Ray's workers have a niceness of 15, with which they would hardly progress beside other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# Tiny models: processes that share the cores would mostly wait for their threads, which keeps the cores busy.
+torch.set_num_threads(1)
+
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [
     "<pad>",
