@@ -49,13 +49,14 @@ def spec(
     epochs: int = 7,
     learning_rate: float = 3e-3,
     batch_size: int = 8,
+    evaluations: int = 8,
     **settings: object,
 ) -> TrialSpec:
-    """Make a trial with eight steps an epoch, unless its batches are larger, and as many evaluations."""
+    """Make a trial with eight steps an epoch, unless its batches are larger."""
     training = TrainingSettings(
         epochs=epochs,
         batch_size=batch_size,
-        evaluations_per_epoch=8,
+        evaluations_per_epoch=evaluations,
         learning_rate=learning_rate * (1 + number / 4),
     )
     own = METHODS[kind].settings(**{**SETTINGS.get(kind, {}), **settings})
@@ -137,9 +138,12 @@ def test_trials_train_together_as_alone(
         data = replace(data, train=replace(data.train, segments=segments))
     inputs = data, base
     run = Run(*inputs, device)
-    trials = [spec("lora"), spec("lora", 1, rank=1, alpha=2, dropout=0.0), spec("dora")]
+    # One leaves after every step to be evaluated, two of its kind go on together.
+    trials = [spec("lora"), spec("dora", evaluations=2), spec("lora", 2, evaluations=1)]
+    trials.append(spec("lora", 1, rank=1, alpha=2, dropout=0.0))
     if architecture == "gpt2":
-        trials += [spec(kind, number) for kind in ("qlora", "head") for number in (0, 1)]
+        both = ((0, 8), (1, 2))
+        trials += [spec(kind, number, evaluations=n) for kind in ("qlora", "head") for number, n in both]
     run.join(*trials)
     run.train()
     assert not run.said, "each shares a pass"
