@@ -12,8 +12,9 @@ import torch
 from results.evaluation import Evaluation
 from trainables.base_model import BaseModel
 from trainables.batches import Batch
+from trainables.guests import Guest, NotTogetherError, make_guest
 from trainables.measure import Stopwatch
-from trainables.shared_base import Guest, NotTogetherError, SharedBase, make_guest
+from trainables.shared_base import SharedBase
 from trainables.stretch import Course, Stretch, take_step
 from trainables.training import forward
 

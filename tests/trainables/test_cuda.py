@@ -27,11 +27,6 @@ KERNELS = "kDequantizeBlockwise", "gemm_4bit"
 
 
 @pytest.fixture(scope="module")
-def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
-    return prepare(model_directories["gpt2"], data_files).data
-
-
-@pytest.fixture(scope="module")
 def base(model_directories: dict[str, Path], data_files: dict[str, Path]) -> BaseModel:
     return prepare(model_directories["gpt2"], data_files).base
 

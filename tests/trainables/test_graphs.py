@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
-from pathlib import Path
 
 import pytest
 import torch
-from prepared import prepare
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -27,16 +25,6 @@ from trainables.trial import CPU, TrialSpec, set_up
 CUDA = torch.device("cuda")
 STEPS = 30
 TRAINING = TrainingSettings(epochs=5, learning_rate=1e-3, batch_size=12, warmup_fraction=0.5)
-
-
-@pytest.fixture(scope="module")
-def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
-    return prepare(model_directories["gpt2"], data_files).data
-
-
-@pytest.fixture(scope="module")
-def base(architecture: str, model_directories: dict[str, Path], data_files: dict[str, Path]) -> BaseModel:
-    return prepare(model_directories[architecture], data_files).base
 
 
 def begin(

@@ -55,16 +55,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def data(model_directories: dict[str, Path], data_files: dict[str, Path]) -> TokenizedData:
-    return prepare(model_directories["gpt2"], data_files).data
-
-
-@pytest.fixture(scope="module")
-def base(architecture: str, model_directories: dict[str, Path], data_files: dict[str, Path]) -> BaseModel:
-    return prepare(model_directories[architecture], data_files).base
-
-
-@pytest.fixture(scope="module")
 def bfloat16_base(
     architecture: str, model_directories: dict[str, Path], data_files: dict[str, Path]
 ) -> BaseModel:
