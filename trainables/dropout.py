@@ -2,7 +2,7 @@
 
 PyTorch draws each mask where it is needed. Drawn ahead, masks depend only on the trial's random stream and
 the shape of its batch: trials that share a pass through their base get the masks that each gets alone. A GPU
-launches one kernel instead of one per layer, and a CPU draws twice as fast.
+launches one kernel instead of one per layer, and a CPU draws twice as fast. A mask takes a byte per value.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class MaskKind:
 
 
 class Masks:
-    """Where a model has dropout, and the masks of its current step: 0, or the factor of a value that is kept.
-
-    On a CPU they are zeros and ones of a byte each, which take a quarter of the memory.
+    """Where a model has dropout, and the masks of its current step: true where a value is kept.
 
     If they are of use (``is_of_use``), the model takes its masks from here from now on while it trains.
 
@@ -104,13 +102,10 @@ class Masks:
             self._of_part = None
 
     def _draw(self, texts: int, longest: int, device: torch.device) -> dict[MaskKind, torch.Tensor]:
-        drawn = {
-            kind: torch.rand((count, 1, texts, *kind.sizes(longest)), device=device)
+        return {
+            kind: draw((count, 1, texts, *kind.sizes(longest)), kind.p, device)
             for kind, count in self.counts.items()
         }
-        if device.type == "cpu":  # on a GPU, multiplying by bytes takes a kernel more
-            return {kind: (values < 1 - kind.p).view(torch.uint8) for kind, values in drawn.items()}
-        return {kind: scale(values, 1 - kind.p) for kind, values in drawn.items()}
 
     def put(self, drawn: Mapping[MaskKind, torch.Tensor]) -> None:
         """Set the masks of the next step, ``[count, trials, texts, ...]``."""
@@ -126,8 +121,7 @@ class Masks:
         """Apply the next mask to a module's values, ``[trials x texts, ...]``, if it trains."""
         if not module.training:
             return values
-        mask, factor = self.next_mask(module)
-        return (_Keep.apply if mask.dtype == torch.uint8 else keep)(values, mask, factor)
+        return drop(values, *self.next_mask(module))
 
     def _find(self, model: nn.Module) -> None:
         """Pass a text through the model and note where values are dropped."""
@@ -172,8 +166,8 @@ class Masks:
         return values
 
 
-class _Keep(torch.autograd.Function):
-    """Applies a mask of bytes; autograd by itself would save a tensor more."""
+class _Drop(torch.autograd.Function):
+    """Keeps the mask for the backward pass; autograd by itself would save a tensor more."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
@@ -186,25 +180,37 @@ class _Keep(torch.autograd.Function):
         return keep(gradient, ctx.mask, ctx.factor), None, None
 
 
+def drop(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
+    """Do what :func:`keep` does, with a gradient."""
+    result: torch.Tensor = _Drop.apply(values, mask, factor)
+    return result
+
+
 def keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return values, or their gradient, where a mask is not zero, scaled.
+    """Return ``factor`` times the values, or their gradient, where a mask is true, else 0.
 
     Arguments:
         values: of the mask's shape, except for dimensions of 1.
-        mask: the factor of each value, or bytes of 0 and 1. These take two passes, as many as a mask of four
-            bytes, and the second finds its numbers in the cache.
-        factor: scales values that are kept by bytes.
+        mask: of booleans.
+        factor: scales values that are kept.
     """
     mask = mask.reshape(values.shape)
-    if mask.dtype != torch.uint8:
-        return (values * mask).to(values.dtype)
+    if values.is_cuda:  # in one kernel: dropout's own backward pass computes the same
+        result: torch.Tensor = torch.ops.aten.native_dropout_backward(values, mask, factor)
+        return result
+    # As many passes as a mask of four bytes takes to make and to apply; the second is in the cache.
     result = mask.to(values.dtype)
     return torch.addcmul(values.new_zeros(()), result, values, value=factor, out=result)
 
 
-def scale(drawn: torch.Tensor, kept: float | torch.Tensor) -> torch.Tensor:
-    """Turn uniform random numbers into masks, in place: 1 / kept for a share ``kept`` of them, else 0."""
-    return drawn.lt_(kept).div_(kept)
+def draw(
+    shape: tuple[int, ...], p: float, device: torch.device, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Draw a mask that drops a share ``p`` of values, from a generator or torch's current random state."""
+    if device.type == "cuda":
+        mask = torch.empty(shape, dtype=torch.bool, device=device)
+        return mask.bernoulli_(1 - p, generator=generator)
+    return torch.rand(shape, generator=generator) < 1 - p  # faster there than drawing bits
 
 
 def draw_ahead(model: nn.Module, longest: int) -> Masks:

@@ -35,6 +35,11 @@ class Guest:
         drops = any(kind.of_adapters for kind in self.trained.masks.counts)
         return (*(type(layer) for layer in self.linear.values()), *self.adapted, drops)
 
+    @property
+    def factor(self) -> float:
+        """Return the factor of inputs that its adapters' dropout keeps, 1 if it drops none."""
+        return next((1 / (1 - kind.p) for kind in self.trained.masks.counts if kind.of_adapters), 1.0)
+
     def scaling(self, name: str) -> float:
         """Return the scaling of an adapter's update."""
         (scaling,) = self.adapted[name].scaling.values()

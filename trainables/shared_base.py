@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from trainables.base_model import BaseModel, build_model, head_modules
 from trainables.batches import Batch
-from trainables.dropout import MaskKind, Masks, keep, scale
+from trainables.dropout import MaskKind, Masks, draw, drop
 from trainables.graphs import Recorder, Recording
 from trainables.guests import Guest
 from trainables.precision import computing_in
@@ -90,6 +90,7 @@ class SharedBase:
         self._generator = torch.Generator(self._device)
         self._pad_token_id: int = self._model.config.pad_token_id
         self._scalings, self._are_dora = (torch.zeros(0, 0, device=self._device) for _ in range(2))
+        self._factors = torch.zeros(0, device=self._device)  # of what adapters' dropout keeps
         self._squared_norms: dict[str, torch.Tensor] = {}  # of the base's weights, by layer, for DoRA
         self._adapters: dict[str, StackedAdapters] = {}  # of these guests, by layer
         self._anchor = torch.zeros((), device=self._device, requires_grad=True)
@@ -141,6 +142,7 @@ class SharedBase:
             of_adapters = len(guests[0].adapted), rows
             self._scalings = torch.zeros(of_adapters, device=self._device)
             self._are_dora = torch.zeros(of_adapters, dtype=torch.bool, device=self._device)
+            self._factors = torch.ones(rows, device=self._device)
         for guest in coming:
             self._stacks.take_in(guest.trained, guest.own)
             self._guests.append(guest)
@@ -242,27 +244,19 @@ class SharedBase:
     def _draw(self, batches: Sequence[Batch], texts: int, longest: int) -> dict[MaskKind, torch.Tensor]:
         """Draw each guest's masks from its own stream, as it does alone: ``[sites, guests, texts, ...]``."""
         drawn: dict[MaskKind, torch.Tensor] = {}
-        kept: dict[MaskKind, torch.Tensor] = {}
         for row, (guest, batch) in enumerate(zip(self._guests, batches, strict=True)):
             stream, own_texts, own_longest = guest.trained.stream, *batch.input_ids.shape
             self._generator.set_state(stream.state[self._device.type])
             for kind, count in guest.trained.masks.counts.items():
-                key = MaskKind(0, kind.shape, True) if kind.of_adapters else kind
+                key = replace(kind, p=0.0) if kind.of_adapters else kind  # guests' adapters have their own
                 if key not in drawn:
-                    sizes = (len(batches), count, texts, *kind.sizes(longest))
-                    drawn[key] = torch.zeros(sizes, device=self._device)
-                    kept[key] = torch.ones((len(batches), *(1 for _ in sizes[1:])))
-                kept[key][row] = 1 - kind.p
-                place, size = drawn[key][row], (count, own_texts, *kind.sizes(own_longest))
-                if place.shape == size:
-                    place.uniform_(generator=self._generator)
-                else:
-                    values = torch.rand(size, device=self._device, generator=self._generator)
-                    place[tuple(slice(one) for one in size)] = values
+                    sizes = (count, len(batches), texts, *kind.sizes(longest))
+                    drawn[key] = torch.zeros(sizes, dtype=torch.bool, device=self._device)
+                own = draw(
+                    (count, own_texts, *kind.sizes(own_longest)), kind.p, self._device, self._generator
+                )
+                drawn[key][:, row][tuple(map(slice, own.shape))] = own
             stream.state = {**stream.state, self._device.type: self._generator.get_state()}
-        for key, masks in drawn.items():
-            scale(masks, kept[key].to(self._device, non_blocking=True) if key.of_adapters else 1 - key.p)
-            drawn[key] = masks.transpose(0, 1).contiguous()  # drawn trial by trial, used site by site
         return drawn
 
     def _linear(self, name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -281,18 +275,24 @@ class SharedBase:
             return None
         (dropout,) = self._guests[0].adapted[name].lora_dropout.values()
         kind, index = self._guests[0].trained.masks.next_site(dropout)
-        mask = self._of_adapters[kind.shape][index]
-        return keep(inputs, mask, 1).view(len(self._guests), -1, inputs.shape[-1])
+        kept = drop(inputs, self._of_adapters[kind.shape][index], 1)
+        kept = kept.view(len(self._guests), -1, inputs.shape[-1])
+        return kept if self._adapters[name].is_dora is None else kept * self._factors[: len(kept), None, None]
 
     def _find_adapters(self) -> dict[str, StackedAdapters]:
         """Note, where recorded passes read it, what the guests' adapters are."""
         if not (names := list(self._guests[0].adapted)):
             return {}
         count = len(self._guests)
-        scalings = [[guest.scaling(name) for guest in self._guests] for name in names]
-        are_dora = [[f"{name}.magnitude" in guest.own for guest in self._guests] for name in names]
-        self._scalings[:, :count] = torch.tensor(scalings)
-        self._are_dora[:, :count] = torch.tensor(are_dora)
+        scalings = torch.tensor([[guest.scaling(name) for guest in self._guests] for name in names])
+        are_dora = torch.tensor(
+            [[f"{name}.magnitude" in guest.own for guest in self._guests] for name in names]
+        )
+        factors = torch.tensor([guest.factor for guest in self._guests])
+        some_are_dora = bool(are_dora.any())
+        self._factors[:count] = factors
+        self._scalings[:, :count] = scalings if some_are_dora else scalings * factors
+        self._are_dora[:, :count] = are_dora
         for guest in self._guests:
             for name, layer in guest.adapted.items():
                 if layer.lora_variant and name not in self._squared_norms:
@@ -303,7 +303,7 @@ class SharedBase:
                 self._stacks,
                 name,
                 scaling[:count, None, None],
-                is_dora[:count, None] if any(map(any, are_dora)) else None,
+                is_dora[:count, None] if some_are_dora else None,
                 self._squared_norms.get(name),
             )
             for name, scaling, is_dora in zip(names, self._scalings, self._are_dora, strict=True)

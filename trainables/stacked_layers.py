@@ -23,7 +23,7 @@ class StackedAdapters:
 
     stacks: Stacks
     name: str
-    scaling: torch.Tensor  # [trials, 1, 1]
+    scaling: torch.Tensor  # [trials, 1, 1]; without DoRA, of inputs that dropout keeps but does not scale
     is_dora: torch.Tensor | None  # [trials, 1]; None if none is
     base_squared_norms: torch.Tensor | None  # [outputs], for DoRA
 

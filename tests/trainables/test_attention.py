@@ -17,7 +17,7 @@ PADDED = (torch.arange(TOKENS) < torch.tensor([7, 4, 1])[:, None])[:, None, None
 
 
 class Told(nn.Module):
-    """An attention that has been given a mask of zeros, and bytes or numbers that keep."""
+    """An attention that has been given a mask."""
 
     def __init__(self, mask: torch.Tensor, groups: int) -> None:
         super().__init__()
@@ -36,17 +36,13 @@ def formula(
 
 
 @pytest.mark.parametrize("is_given", [False, True])
-@pytest.mark.parametrize("of_bytes", [False, True])
 @pytest.mark.parametrize(("queries", "groups"), [(TOKENS, 1), (TOKENS, 2), (1, 1)])
-def test_outputs_and_gradients(
-    is_given: bool, of_bytes: bool, queries: int, groups: int, device: torch.device
-) -> None:
+def test_outputs_and_gradients(is_given: bool, queries: int, groups: int, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = [(HEADS, queries), (HEADS // groups, TOKENS), (HEADS // groups, TOKENS)]
     # As layers make them: [texts, tokens, heads, width], transposed.
     inputs = [torch.randn(TEXTS, tokens, heads, WIDTH, generator=generator) for heads, tokens in sizes]
     drawn = torch.rand(TEXTS, HEADS, queries, TOKENS, generator=generator) > P
-    mask = drawn.view(torch.uint8) if of_bytes else drawn / (1 - P)
     seen = PADDED if is_given else EARLIER
     seen = seen[..., -queries:, :] if queries > 1 or is_given else torch.ones(1, TOKENS, dtype=torch.bool)
     results = []
@@ -54,7 +50,7 @@ def test_outputs_and_gradients(
         leaves = [one.to(device).requires_grad_() for one in inputs]
         attended = [one.transpose(1, 2) for one in leaves]
         if ours:
-            told = Told(mask[None].to(device), groups)
+            told = Told(drawn[None].to(device), groups)
             output, _ = attend(told, *attended, seen.to(device) if is_given else None, dropout=P)
         else:
             output = formula(*attended, seen.to(device), drawn.to(device) / (1 - P))
@@ -71,10 +67,10 @@ def test_a_token_that_sees_nothing_harms_no_other(device: torch.device) -> None:
     leaves = [torch.randn(1, HEADS, TOKENS, WIDTH, device=device, requires_grad=True) for _ in range(3)]
     seen = EARLIER.clone()[None, None].to(device)
     seen[..., 3, :] = False
-    kept = torch.ones(1, HEADS, TOKENS, TOKENS, device=device)
+    kept = torch.ones(1, HEADS, TOKENS, TOKENS, dtype=torch.bool, device=device)
     output, _ = attend(Told(kept, 1), *leaves, seen, dropout=P)
     rest = [token for token in range(TOKENS) if token != 3]
-    expected = formula(*leaves, EARLIER.to(device), kept)
+    expected = formula(*leaves, EARLIER.to(device), kept / (1 - P))
     torch.testing.assert_close(output[:, rest], expected[:, rest], rtol=1e-4, atol=1e-5)
     output.sum().backward()
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
@@ -88,7 +84,7 @@ def test_bfloat16(has_rotated: bool, device: torch.device) -> None:
     """
     torch.manual_seed(0)
     inputs = [torch.randn(TEXTS, HEADS, TOKENS, WIDTH, device=device) for _ in range(3)]
-    kept = (torch.rand(TEXTS, HEADS, TOKENS, TOKENS, device=device) > P) / (1 - P)
+    kept = torch.rand(TEXTS, HEADS, TOKENS, TOKENS, device=device) > P
     results = []
     for dtype in (torch.bfloat16, torch.float32):
         leaves = [one.to(dtype).requires_grad_() for one in inputs]
@@ -99,7 +95,7 @@ def test_bfloat16(has_rotated: bool, device: torch.device) -> None:
                 output, _ = attend(Told(kept, 1), *leaves, None, dropout=P)
                 assert output.dtype == dtype
             else:
-                output = formula(*leaves, EARLIER.to(device), kept)
+                output = formula(*leaves, EARLIER.to(device), kept / (1 - P))
         output.float().square().sum().backward()
         results.append([one.float() for one in (output, *(leaf.grad for leaf in leaves))])
     torch.testing.assert_close(*results, rtol=0.05, atol=0.1)

@@ -69,12 +69,12 @@ class Wrapped(nn.Module):
         return result
 
 
-def test_the_share_that_is_dropped_and_what_scales_the_rest() -> None:
+def test_the_share_that_is_dropped_and_what_scales_the_rest(device: torch.device) -> None:
     dropout = nn.Dropout(P)
-    masks = Masks(Wrapped(dropout), 100)
+    masks = Masks(Wrapped(dropout).to(device), 100)
     torch.manual_seed(3)
-    masks.draw(50, 100, torch.device("cpu"))
-    values = torch.ones(50, 100, 8, requires_grad=True)
+    masks.draw(50, 100, device)
+    values = torch.ones(50, 100, 8, device=device, requires_grad=True)
     kept = dropout(values)
     kept.sum().backward()
     assert values.grad is not None
@@ -87,10 +87,13 @@ def test_the_share_that_is_dropped_and_what_scales_the_rest() -> None:
 
 
 def test_gradients_are_those_of_the_same_masks() -> None:
-    """With masks that keep all, it is the model without dropout."""
-    found, expected = gpt2(), gpt2(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    """With masks that keep all, and a factor of 1, it is the model without dropout."""
+    least = 1e-12
+    found = gpt2(attn_pdrop=least, embd_pdrop=least, resid_pdrop=least)
+    expected = gpt2(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     masks = Masks(found, 9)
-    masks.put({kind: torch.ones(n, 1, 6, *kind.sizes(9)) for kind, n in masks.counts.items()})
+    all_kept = {k: torch.ones(n, 1, 6, *k.sizes(9), dtype=torch.bool) for k, n in masks.counts.items()}
+    masks.put(all_kept)
     for model in (found, expected):
         model(**texts()).logits.square().sum().backward()
     gradients = [{n: one.grad for n, one in model.named_parameters()} for model in (found, expected)]
