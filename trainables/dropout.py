@@ -102,10 +102,13 @@ class Masks:
             self._of_part = None
 
     def _draw(self, texts: int, longest: int, device: torch.device) -> dict[MaskKind, torch.Tensor]:
-        return {
-            kind: draw((count, 1, texts, *kind.sizes(longest)), kind.p, device)
-            for kind, count in self.counts.items()
-        }
+        drawn = {}
+        for kind, count in self.counts.items():
+            drawn[kind] = torch.empty(
+                (count, 1, texts, *kind.sizes(longest)), dtype=torch.bool, device=device
+            )
+            draw(drawn[kind], kind.p)
+        return drawn
 
     def put(self, drawn: Mapping[MaskKind, torch.Tensor]) -> None:
         """Set the masks of the next step, ``[count, trials, texts, ...]``."""
@@ -203,14 +206,15 @@ def keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tenso
     return torch.addcmul(values.new_zeros(()), result, values, value=factor, out=result)
 
 
-def draw(
-    shape: tuple[int, ...], p: float, device: torch.device, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Draw a mask that drops a share ``p`` of values, from a generator or torch's current random state."""
-    if device.type == "cuda":
-        mask = torch.empty(shape, dtype=torch.bool, device=device)
-        return mask.bernoulli_(1 - p, generator=generator)
-    return torch.rand(shape, generator=generator) < 1 - p  # faster there than drawing bits
+def draw(mask: torch.Tensor, p: float, generator: torch.Generator | None = None) -> None:
+    """Fill a mask that drops a share ``p`` of values, from a generator or torch's current random state.
+
+    What is drawn depends on the mask's shape, and not on where it lies in memory.
+    """
+    if mask.is_cuda:
+        mask.bernoulli_(1 - p, generator=generator)
+    else:  # faster there than drawing booleans
+        torch.lt(torch.rand(mask.shape, generator=generator), 1 - p, out=mask)
 
 
 def draw_ahead(model: nn.Module, longest: int) -> Masks:

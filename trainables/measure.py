@@ -57,6 +57,42 @@ class Stopwatch:
             self.seconds += time.perf_counter() - started
 
 
+class Lap:
+    """The seconds of a block, its queued work included, without waiting for that.
+
+    On a GPU they begin when the work queued before has been done.
+
+    Arguments:
+        device: that the block queues work on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._marks = (
+            [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        )
+        self._device = device
+        self._seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.perf_counter()
+        for mark in self._marks[:1]:
+            mark.record(torch.cuda.current_stream(self._device))
+        yield
+        for mark in self._marks[1:]:
+            mark.record(torch.cuda.current_stream(self._device))
+        self._seconds = time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        """Of the block; waits for its work."""
+        if not self._marks:
+            return self._seconds
+        started, ended = self._marks
+        ended.synchronize()
+        return started.elapsed_time(ended) / 1000
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device's queued work."""
     if device.type == "cuda":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +13,7 @@ from results.evaluation import Evaluation
 from trainables.base_model import BaseModel
 from trainables.batches import Batch
 from trainables.guests import Guest, NotTogetherError, make_guest
-from trainables.measure import Stopwatch
+from trainables.measure import Lap, Stopwatch
 from trainables.shared_base import SharedBase
 from trainables.stretch import Course, Stretch, take_step
 from trainables.training import forward
@@ -26,6 +26,10 @@ TOLERANCE: Final = {"highest": 1e-4, "high": 2e-2, "medium": 5e-2}
 
 TF32 and bfloat16 (:attr:`ModelSettings.float32_matmul`) keep 11 and 8 bits of each factor.
 """
+
+
+IN_FLIGHT: Final = 2
+"""Passes whose work may be queued: while a GPU does one, the CPU prepares the next."""
 
 
 @dataclass
@@ -76,6 +80,9 @@ class Pack:
         self._report = report
         self._shared: dict[object, SharedBase] = {}  # by the kind of its guests
         self._members: dict[str, _Member] = {}
+        self._laps: deque[tuple[Lap, Sequence[_Step]]] = (
+            deque()
+        )  # of passes whose seconds are not counted yet
 
     @property
     def is_idle(self) -> bool:
@@ -90,6 +97,7 @@ class Pack:
         """Remove a trial, if it is here, at any point of its course."""
         if (member := self._members.pop(name, None)) is not None:
             self._take_apart(member)
+            self._count_seconds()  # its steps are not kept any longer
             for kind in self._shared.keys() - {one.guest.kind for one in self._members.values() if one.guest}:
                 self._shared.pop(kind).forget()  # garbage may be collected much later
 
@@ -123,6 +131,7 @@ class Pack:
                 groups[member.guest and member.guest.kind].append(_Step(member, stretch, batch))
                 continue
             self._take_apart(member)
+            self._count_seconds()
             if (outcome := self.go_on(member.name)) is not None:
                 outcomes[member.name] = outcome
         for kind, steps in groups.items():
@@ -186,8 +195,8 @@ class Pack:
         shared = self._shared[kind]
         shared.host(guests)
         steps = [by_guest[guest] for guest in shared.guests]
-        watch = Stopwatch(steps[0].stretch.trained.device)
-        with watch.running():
+        lap = Lap(steps[0].stretch.trained.device)
+        with lap.running():
             dtype = steps[0].stretch.dtype
             logits, losses = shared.losses([step.batch for step in steps], dtype)
             strange = []
@@ -207,10 +216,17 @@ class Pack:
                 if trained.graphs:
                     trained.graphs.forget()
                 step.stretch.add(step.batch, loss)
-        tokens = sum(step.batch.tokens for step in steps)
-        for step in steps:
-            step.stretch.seconds += watch.seconds * step.batch.tokens / tokens
+        self._laps.append((lap, steps))
+        self._count_seconds(IN_FLIGHT)
         return []
+
+    def _count_seconds(self, but: int = 0) -> None:
+        """Share out the seconds of passes by tokens, except of the latest ones, which may not have ended."""
+        while len(self._laps) > but:
+            lap, steps = self._laps.popleft()
+            tokens = sum(step.batch.tokens for step in steps)
+            for step in steps:
+                step.stretch.seconds += lap.seconds * step.batch.tokens / tokens
 
 
 def _by_itself(step: _Step) -> Exception | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import torch
 from torch import nn
@@ -31,38 +32,43 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What a pass reads."""
+class _Together:
+    """The guests' batches in one, padded."""
 
     inputs: Mapping[str, torch.Tensor]  # the model's, [guests x texts, tokens]
     labels: torch.Tensor  # [guests, texts]
     shares: torch.Tensor  # [guests]; of each example in its guest's loss
-    masks: Mapping[MaskKind, torch.Tensor]  # [sites, guests, texts, ...]; on the device from the beginning
 
-    def copy_(self, other: _Pass) -> None:
-        """Fill the tensors with those of another pass of the same shape."""
+    def copy_(self, other: _Together) -> None:
+        """Fill the tensors with those of other batches of the same shape."""
         for own, new in ((self.labels, other.labels), (self.shares, other.shares)):
             own.copy_(new, non_blocking=True)
         for name, values in other.inputs.items():
             self.inputs[name].copy_(values, non_blocking=True)
-        for kind, masks in other.masks.items():
-            self.masks[kind].copy_(masks)
 
-    def to(self, device: torch.device) -> _Pass:
-        """Return the pass with its tensors on the device."""
-        return _Pass(
-            {name: values.to(device, non_blocking=True) for name, values in self.inputs.items()},
-            self.labels.to(device, non_blocking=True),
-            self.shares.to(device, non_blocking=True),
-            self.masks,
-        )
+    def pin(self) -> _Together:
+        """Return it with its tensors in memory that a GPU copies from while the CPU goes on."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> _Together:
+        """Return it with its tensors on the device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> _Together:
+        inputs = {name: change(values) for name, values in self.inputs.items()}
+        return _Together(inputs, change(self.labels), change(self.shares))
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """Passes of the same shape do the same work."""
-        masks = ((kind, masks.shape) for kind, masks in self.masks.items())
-        return (self.labels.shape, *((name, one.shape) for name, one in self.inputs.items()), *masks)
+        """Passes of one shape do the same work, with masks of one shape."""
+        return (*self.labels.shape, *self.inputs, *self.inputs["input_ids"].shape)
 
+
+DrawnMasks = Mapping[MaskKind, torch.Tensor]
+"""By kind, ``[sites, guests, texts, ...]``; what pads a guest's texts has any."""
+
+Inputs = tuple[_Together, DrawnMasks]
+"""Of a pass, on the device."""
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
 """Of a pass: logits ``[guests, texts, labels]`` and mean losses ``[guests]``, both detached."""
@@ -97,8 +103,8 @@ class SharedBase:
         is_recorded = first.trained.graphs is not None
         self._recorder = Recorder("a pack", self._device, report) if is_recorded else None
         self._is_first_pass = True
-        self._recorded: dict[tuple[object, ...], Recording[_Pass, Outputs]] = {}  # by shape
-        self._places: dict[MaskKind, torch.Tensor] = {}  # the masks of recorded passes, of one after another
+        self._recorded: dict[tuple[object, ...], Recording[Inputs, Outputs]] = {}  # by shape
+        self._room: dict[MaskKind, torch.Tensor] = {}  # for masks, as many as there were in a pass
 
     def _lend(self, first: Guest) -> None:
         """Compute linear layers by those of a guest and by stacks; drop the model's own, unquantized ones."""
@@ -167,12 +173,11 @@ class SharedBase:
             batches: one of each guest.
             dtype: to compute in.
         """
-        due = self._put_together(batches)
-        logits, losses = self._outputs(due, dtype)
+        logits, losses = self._outputs(batches, self._put_together(batches), dtype)
         return [own[: len(batch.labels)] for own, batch in zip(logits, batches, strict=True)], losses
 
-    def _put_together(self, batches: Sequence[Batch]) -> _Pass:
-        """Concatenate batches, on the CPU, and draw masks, on the device."""
+    def _put_together(self, batches: Sequence[Batch]) -> _Together:
+        """Concatenate batches, on the CPU."""
         trials, texts = len(batches), max(len(batch.labels) for batch in batches)
         longest = max(batch.input_ids.shape[1] for batch in batches)
         inputs = {name: torch.zeros((trials, texts, longest), dtype=torch.long) for name in batches[0].inputs}
@@ -186,40 +191,52 @@ class SharedBase:
             labels[row, :count] = batch.labels
         rows = {name: one.flatten(0, 1) for name, one in inputs.items()}
         shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches])
-        return _Pass(rows, labels, shares, self._draw(batches, texts, longest))
+        due = _Together(rows, labels, shares)
+        return due.pin() if self._device.type == "cuda" else due
 
-    def _outputs(self, due: _Pass, dtype: torch.dtype) -> Outputs:
-        """Do a pass: as it is, or by launching one that was recorded."""
+    def _outputs(self, batches: Sequence[Batch], due: _Together, dtype: torch.dtype) -> Outputs:
+        """Do a pass, with masks drawn: as it is, or by launching one that was recorded."""
         shape = (*due.shape, dtype, any(one.is_dora is not None for one in self._adapters.values()))
         recording = self._recorded.get(shape)
+        masks = recording.inputs[1] if recording else self._make_room(due)
+        self._draw(batches, masks)
         if recording is None:
             if self._recorder and not self._is_first_pass:
-                recording = self._recorder.record(partial(self._place, due), partial(self._compute, dtype))
+                make_inputs = partial(self._inputs, due, masks)
+                recording = self._recorder.record(make_inputs, partial(self._compute, dtype))
             self._is_first_pass = False
             if recording is None:
-                self.forget()
-                return self._compute(dtype, due.to(self._device))
+                self._let_go_of_recorded()
+                return self._compute(dtype, self._inputs(due, masks))
             self._recorded[shape] = recording
-        recording.inputs.copy_(due)
+        recording.inputs[0].copy_(due)
         recording.graph.replay()
         logits, losses = recording.result
         return logits, losses.clone()
 
-    def _place(self, due: _Pass) -> _Pass:
-        """Return what a recorded pass reads: its own tensors, and masks where those of all shapes are."""
-        places = {}
-        for kind, masks in due.masks.items():
-            if kind not in self._places or self._places[kind].numel() < masks.numel():
-                self._places[kind] = masks.new_empty(masks.numel())
-            places[kind] = self._places[kind][: masks.numel()].view(masks.shape)
-        return replace(due.to(self._device), masks=places)
+    def _inputs(self, due: _Together, masks: DrawnMasks) -> Inputs:
+        return due.to(self._device), masks
 
-    def _compute(self, dtype: torch.dtype, due: _Pass) -> Outputs:
+    def _make_room(self, due: _Together) -> DrawnMasks:
+        """Return masks to fill, which lie where those of all passes do: one pass follows another."""
+        texts, longest = due.labels.shape[1], due.inputs["input_ids"].shape[1]
+        masks = {}
+        for kind, count in self._guests[0].trained.masks.counts.items():
+            sizes = (count, len(self._guests), texts, *kind.sizes(longest))
+            room, size = self._room.get(_of_all(kind)), prod(sizes)
+            if room is None or len(room) < size:
+                room = torch.zeros(size, dtype=torch.bool, device=self._device)
+                self._room[_of_all(kind)] = room
+            masks[_of_all(kind)] = room[:size].view(sizes)
+        return masks
+
+    def _compute(self, dtype: torch.dtype, inputs: Inputs) -> Outputs:
         """Compute logits, losses and gradients; those of the base's weights are nobody's."""
+        due, masks = inputs
         self._stacks.begin_gradients()
-        self._masks.put(due.masks)
+        self._masks.put(masks)
         self._guests[0].trained.masks.put({})  # counts from the first adapter again
-        self._of_adapters = {kind.shape: masks for kind, masks in due.masks.items() if kind.of_adapters}
+        self._of_adapters = {kind.shape: own for kind, own in masks.items() if kind.of_adapters}
         with computing_in(dtype, self._device):
             whole = self._model(**due.inputs).logits.float()
         each = cross_entropy(whole, due.labels.flatten(), reduction="none", ignore_index=IGNORED)
@@ -229,11 +246,14 @@ class SharedBase:
         return whole.detach().unflatten(0, due.labels.shape), losses.detach()
 
     def forget(self) -> None:
-        """Let go of all that was recorded, and of the last pass's masks."""
-        self._recorded.clear()
-        self._places.clear()
+        """Let go of all that was recorded, and of the memory for masks."""
+        self._let_go_of_recorded()
+        self._room.clear()
         self._masks.put({})
         self._of_adapters = {}
+
+    def _let_go_of_recorded(self) -> None:
+        self._recorded.clear()
         if self._recorder:
             self._recorder.forget()
 
@@ -241,23 +261,16 @@ class SharedBase:
         """Take each guest's optimizer step, by the gradients of the last :meth:`losses`."""
         self._stacks.step(max_gradient_norms)
 
-    def _draw(self, batches: Sequence[Batch], texts: int, longest: int) -> dict[MaskKind, torch.Tensor]:
-        """Draw each guest's masks from its own stream, as it does alone: ``[sites, guests, texts, ...]``."""
-        drawn: dict[MaskKind, torch.Tensor] = {}
+    def _draw(self, batches: Sequence[Batch], masks: DrawnMasks) -> None:
+        """Draw each guest's masks from its own stream, as it does alone."""
         for row, (guest, batch) in enumerate(zip(self._guests, batches, strict=True)):
-            stream, own_texts, own_longest = guest.trained.stream, *batch.input_ids.shape
+            stream, (texts, longest) = guest.trained.stream, batch.input_ids.shape
             self._generator.set_state(stream.state[self._device.type])
-            for kind, count in guest.trained.masks.counts.items():
-                key = replace(kind, p=0.0) if kind.of_adapters else kind  # guests' adapters have their own
-                if key not in drawn:
-                    sizes = (count, len(batches), texts, *kind.sizes(longest))
-                    drawn[key] = torch.zeros(sizes, dtype=torch.bool, device=self._device)
-                own = draw(
-                    (count, own_texts, *kind.sizes(own_longest)), kind.p, self._device, self._generator
-                )
-                drawn[key][:, row][tuple(map(slice, own.shape))] = own
+            for kind in guest.trained.masks.counts:
+                of_guest = masks[_of_all(kind)][:, row]
+                size = (len(of_guest), texts, *kind.sizes(longest))
+                draw(of_guest[tuple(map(slice, size))], kind.p, self._generator)
             stream.state = {**stream.state, self._device.type: self._generator.get_state()}
-        return drawn
 
     def _linear(self, name: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """Compute a linear layer of the base and each guest's adapter, if they have one."""
@@ -314,6 +327,11 @@ class SharedBase:
         rows = inputs.reshape(len(self._guests), -1, inputs.shape[-1])
         result: torch.Tensor = OwnLinear.apply(self._anchor, rows, self._stacks, name)
         return result.view(*inputs.shape[:-1], -1)
+
+
+def _of_all(kind: MaskKind) -> MaskKind:
+    """Return a kind of masks for all guests, whose adapters drop shares of their own."""
+    return replace(kind, p=0.0) if kind.of_adapters else kind
 
 
 def _largest(all_shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
