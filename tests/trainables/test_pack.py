@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -142,8 +143,8 @@ def test_trials_train_together_as_alone(
     trials = [spec("lora"), spec("dora", evaluations=2), spec("lora", 2, evaluations=1)]
     trials.append(spec("lora", 1, rank=1, alpha=2, dropout=0.0))
     if architecture == "gpt2":
-        both = ((0, 8), (1, 2))
-        trials += [spec(kind, number, evaluations=n) for kind in ("qlora", "head") for number, n in both]
+        trials += [spec("qlora"), spec("qlora", 1, evaluations=2, dropout=0.5)]
+        trials += [spec("head"), spec("head", 1, evaluations=2)]
     run.join(*trials)
     run.train()
     assert not run.said, "each shares a pass"
@@ -158,6 +159,20 @@ def test_trials_train_together_as_alone(
     for trial in trials:
         run.pack.leave(trial.trial_id)
     assert not run.pack._shared, "a base that no trial uses is let go of"
+
+
+def test_the_seconds_of_a_pass_are_shared_out(
+    model_directories: dict[str, Path], data_files: dict[str, Path], device: torch.device
+) -> None:
+    run = Run(*read(model_directories["gpt2"], data_files), device)
+    run.join(*(spec("lora", number, evaluations=1) for number in range(6)))
+    started = time.perf_counter()
+    run.train()
+    seconds = time.perf_counter() - started
+    last = [points[-1] for points in run.outcomes.values()]
+    spent = [point.train_seconds for point in last if isinstance(point, Evaluation)]
+    assert all(one > 0 for one in spent)
+    assert sum(spent) < seconds
 
 
 def test_trials_of_a_bfloat16_base_train_together(
