@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 BLOCK = 10_000_000
@@ -125,8 +125,8 @@ def estimate(sample: Sample) -> Estimate:
     if error == 0:
         return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, seeds, sample.examples)
     center = _with_added(sample, 0.0)[0]
-    p_value = float(2 * stats.t.sf(abs(center) / error, freedom))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    p_value = float(2 * stdtr(freedom, -abs(center) / error))
+    reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     low, high = center - reach, center + reach
     if sample.added:
         low, high = max(low, sample.added[0][0]), min(high, sample.added[-1][0])

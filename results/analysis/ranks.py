@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from results.analysis.bootstrap import LEVEL
 from results.analysis.metrics import LOWER_IS_BETTER, check_metric, confirmed
@@ -50,6 +49,8 @@ def ranks(results: ResultSet, metric: str = "test_accuracy") -> pd.DataFrame:
     methods, count = table.shape if not table.empty else (0, 0)
     if methods < 2 or count < 2:
         return pd.DataFrame(columns=COLUMNS)
+    from scipy import stats  # as long to import as everything else here, and one experiment has no ranks
+
     places = table.rank(ascending=metric in LOWER_IS_BETTER)
     # Friedman's test needs three methods; for two, its equivalent is the sign test, which ignores ties.
     first, second = places.iloc[0], places.iloc[1]

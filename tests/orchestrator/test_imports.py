@@ -27,3 +27,17 @@ print([name for name in ("torch", "transformers", "optuna") if name in sys.modul
 def test_the_worker_of_a_packed_trial_imports_nothing_that_trains() -> None:
     told = subprocess.run([sys.executable, "-c", FORWARDING], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[-1] == "[]"
+
+
+READING = """
+import sys
+opened = []
+sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "open" else None)
+import orchestrator.worker
+print(sum(name.endswith("modeling_albert.py") for name in opened))
+"""
+
+
+def test_files_of_models_that_nobody_asked_for_are_read_once() -> None:
+    told = subprocess.run([sys.executable, "-c", READING], capture_output=True, text=True, check=True)
+    assert int(told.stdout.splitlines()[-1]) <= 1
