@@ -34,7 +34,7 @@ from runs import (
 )
 
 LONG = [
-    *settings("training.epochs=40", "search.early_stopping=none", "search.trials=1"),
+    *settings("training.epochs=24", "search.early_stopping=none", "search.trials=1"),
     *settings("resources.max_concurrent=1"),
     *("--methods", "full,lora"),
 ]

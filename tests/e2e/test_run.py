@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from runs import run, table
 
+from orchestrator.run import main
 from results import load
 from results.analysis import compare, summary
 
@@ -64,12 +65,8 @@ def test_random_search_without_early_stopping_is_the_same_with_two_trials_at_onc
     experiment: Path, tmp_path: Path
 ) -> None:
     settings = (
-        "--set",
-        "search.sampler=random",
-        "--set",
-        "search.early_stopping=none",
-        "--methods",
-        "full,lora",
+        *("--set", "search.sampler=random", "--set", "search.early_stopping=none"),
+        *("--set", "search.trials=2", "--methods", "full,lora"),
     )
     for name, at_once in (("one", 1), ("two", 2)):
         done = run(experiment, "--name", name, *settings, "--set", f"resources.max_concurrent={at_once}")
@@ -96,7 +93,7 @@ def test_one_kind_under_two_names_and_a_method_that_diverges(experiment: Path, t
 
 
 def test_the_best_configurations_are_confirmed_on_test_and_a_copy_of_a_method_is_no_better(
-    experiment: Path, tmp_path: Path
+    experiment: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """LoRA twice under two names: two searches, so two configurations or the same, and no difference."""
     done = run(
@@ -126,15 +123,14 @@ def test_the_best_configurations_are_confirmed_on_test_and_a_copy_of_a_method_is
     differences = compare(results).set_index(["method_a", "method_b"])
     assert "no difference shown" in differences.verdict["lora", "again"]
     assert "highest test accuracy" in done.stdout
-    same = run("--reproduce", directory, "again-seed1")
-    assert "the same numbers in all" in same.stdout, same.stdout + same.stderr
+    assert main(["--reproduce", str(directory), "again-seed1"]) == 0
+    assert "the same numbers in all" in capfd.readouterr().out
     rows = pq.read_table(directory / "trials.parquet", partitioning=None)
     place = rows.column_names.index("test_loss")
     changed = rows.set_column(place, rows.schema.field(place), pa.array([9.0] * len(rows)))
     pq.write_table(changed, directory / "trials.parquet")
-    other = run("--reproduce", directory, "again-seed1")
-    assert other.returncode == 1
-    assert "test: loss was 9.0, is 0." in other.stdout
+    assert main(["--reproduce", str(directory), "again-seed1"]) == 1
+    assert "test: loss was 9.0, is 0." in capfd.readouterr().out
     assert (directory / "report" / "index.html").is_file()
     assert len(list((directory / "report" / "figures").glob("*.png"))) == 4
 
