@@ -75,7 +75,7 @@ class Cluster:
         gpus = sum(node.gpus for node in self.nodes)
         if not gpus or experiment.resources.gpus_per_trial:
             return None
-        return f"trials train on CPUs, and {gpus:g} GPUs are not used; resources: auto would share them"
+        return f"trials train on CPUs, and {gpus:g} GPUs are not used; resources.gpus_per_trial: 1 uses them"
 
     def limit(self, experiment: Experiment) -> int | None:
         """Return the most trials at once; None if that depends on the nodes, which come and go."""

@@ -100,7 +100,11 @@ class Experiment(Settings):
         max_length=100,
         description="of the run, whose directory is storage/name",
     )
-    seed: int = Field(0, ge=0, description="decides everything random")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="decides all that is random in a trial, and with one at a time, which trials there are",
+    )
     model: ModelSettings = Field(ModelSettings(), description="the base model")
     data: DataSettings = Field(DataSettings(), description="the examples")
     training: TrainingDefaults = Field(TrainingDefaults(), description="training settings that methods share")

@@ -132,8 +132,9 @@ class PackProcess:
 
     def _advance(self, order: _Order) -> None:
         trial = self._trials[order.worker]
+        outcome = self._pack.go_on(trial)
         self._advancing[trial] = order
-        if (outcome := self._pack.go_on(trial)) is not None:
+        if outcome is not None:
             self._tell(trial, outcome)
 
     def _close(self, order: _Order) -> None:

@@ -168,6 +168,7 @@ def _trial_row(experiment: Experiment, provenance: Provenance, trial: TrialHisto
         **_test_outcome(trial),
         **_cost(trial),
         "trials_per_pack": experiment.resources.pack_size,
+        "gpus_per_trial": experiment.resources.gpus_per_trial,
         "retries": trial.retries,
         "lost_seconds": trial.lost_seconds,
         "started_at": trial.started_at,

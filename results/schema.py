@@ -91,6 +91,10 @@ TRIALS: Final = _schema(
             "time in training steps only; in a pack, the trial's share by tokens",
         ),
         "trials_per_pack": (INT, "trials that its process may have trained together; 1 means alone"),
+        "gpus_per_trial": (
+            FLOAT,
+            "GPUs that it asked for; less than 1 is part of one that others may use, too",
+        ),
         "evaluation_seconds": (FLOAT, "time in evaluations"),
         "setup_seconds": (FLOAT, "time to build the model, wrap it and move it to its device"),
         "examples_per_second": (FLOAT, "training examples per second of train_seconds"),

@@ -26,6 +26,9 @@ DRAWN_AHEAD = "sdpa_with_drawn_dropout"
 SHORT_TEXT = 128
 """Tokens of the longest text whose attention weights, one for each pair of tokens, need little memory."""
 
+MOST_AT_ONCE = 2**31 - 2
+"""The reach of what PyTorch draws on a GPU as a whole; what lies further apart it draws in parts."""
+
 _TEXTS, _TOKENS = 2, 5
 """The shape of the input that shows where a model has dropout: any numbers but 1."""
 
@@ -211,10 +214,18 @@ def draw(mask: torch.Tensor, p: float, generator: torch.Generator | None = None)
 
     What is drawn depends on the mask's shape, and not on where it lies in memory.
     """
-    if mask.is_cuda:
-        mask.bernoulli_(1 - p, generator=generator)
-    else:  # faster there than drawing booleans
+    if not mask.is_cuda:  # faster there than drawing booleans
         torch.lt(torch.rand(mask.shape, generator=generator), 1 - p, out=mask)
+    elif _reach(mask) <= MOST_AT_ONCE:
+        mask.bernoulli_(1 - p, generator=generator)
+    else:
+        apart = torch.empty(mask.shape, dtype=mask.dtype, device=mask.device)
+        mask.copy_(apart.bernoulli_(1 - p, generator=generator))
+
+
+def _reach(mask: torch.Tensor) -> int:
+    """Return how many bytes lie between the first value of a mask and its last."""
+    return sum((size - 1) * stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
 
 
 def draw_ahead(model: nn.Module, longest: int) -> Masks:
@@ -226,7 +237,7 @@ def draw_ahead(model: nn.Module, longest: int) -> Masks:
     """
     masks = Masks(model, longest)
 
-    def draw(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def begin_step(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         if not model.training:
             masks.put({})  # an evaluation needs none of the last step's
             return
@@ -235,5 +246,5 @@ def draw_ahead(model: nn.Module, longest: int) -> Masks:
         masks.draw(texts, longest, input_ids.device)
 
     if masks.counts and masks.is_of_use:
-        model.register_forward_pre_hook(draw, with_kwargs=True)
+        model.register_forward_pre_hook(begin_step, with_kwargs=True)
     return masks

@@ -67,28 +67,27 @@ class Lap:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._marks = (
-            [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
-        )
-        self._device = device
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        if device.type == "cuda":
+            self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         self._seconds = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
         started = time.perf_counter()
-        for mark in self._marks[:1]:
-            mark.record(torch.cuda.current_stream(self._device))
+        if self._events:
+            self._events[0].record()
         yield
-        for mark in self._marks[1:]:
-            mark.record(torch.cuda.current_stream(self._device))
+        if self._events:
+            self._events[1].record()
         self._seconds = time.perf_counter() - started
 
     @property
     def seconds(self) -> float:
         """Of the block; waits for its work."""
-        if not self._marks:
+        if self._events is None:
             return self._seconds
-        started, ended = self._marks
+        started, ended = self._events
         ended.synchronize()
         return started.elapsed_time(ended) / 1000
 

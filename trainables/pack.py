@@ -29,7 +29,7 @@ TF32 and bfloat16 (:attr:`ModelSettings.float32_matmul`) keep 11 and 8 bits of e
 
 
 IN_FLIGHT: Final = 2
-"""Passes whose work may be queued: while a GPU does one, the CPU prepares the next."""
+"""Passes that a GPU may not have finished while the CPU prepares the next one."""
 
 
 @dataclass
@@ -80,9 +80,8 @@ class Pack:
         self._report = report
         self._shared: dict[object, SharedBase] = {}  # by the kind of its guests
         self._members: dict[str, _Member] = {}
-        self._laps: deque[tuple[Lap, Sequence[_Step]]] = (
-            deque()
-        )  # of passes whose seconds are not counted yet
+        self._errors: set[str] = set()  # of passes, reported once
+        self._laps: deque[tuple[Lap, Sequence[_Step]]] = deque()  # passes that are not counted yet
 
     @property
     def is_idle(self) -> bool:
@@ -98,8 +97,11 @@ class Pack:
         if (member := self._members.pop(name, None)) is not None:
             self._take_apart(member)
             self._count_seconds()  # its steps are not kept any longer
-            for kind in self._shared.keys() - {one.guest.kind for one in self._members.values() if one.guest}:
-                self._shared.pop(kind).forget()  # garbage may be collected much later
+            self._let_go_of_unused()
+
+    def _let_go_of_unused(self) -> None:
+        for kind in self._shared.keys() - {one.guest.kind for one in self._members.values() if one.guest}:
+            self._shared.pop(kind).forget()  # garbage may be collected much later
 
     def go_on(self, name: str) -> Outcome | None:
         """Advance a trial; return its next evaluation, or None if it must be trained first.
@@ -139,6 +141,7 @@ class Pack:
                 if error := _by_itself(step):
                     self.leave(step.member.name)
                     outcomes[step.member.name] = error
+        self._count_seconds(but=IN_FLIGHT)
         return outcomes
 
     def _seat(self, name: str, stretch: Stretch) -> Guest | None:
@@ -159,6 +162,7 @@ class Pack:
         """Have a trial take its steps alone from now on."""
         self._take_apart(step.member)
         step.member.guest = None
+        self._let_go_of_unused()
         self._report(f"{step.member.name} trains by itself in its pack: {reason}")
 
     def _together(self, kind: object, steps: Sequence[_Step]) -> Sequence[_Step]:
@@ -169,9 +173,12 @@ class Pack:
             error = None
             try:
                 strange = self._step(kind, steps)
+            except torch.AcceleratorError:
+                raise  # no step can be taken in this process any more
             except Exception as raised:  # whose error it is shows when each takes its step alone
                 # Its text: the error itself would keep all activations of the step in memory.
                 error, strange = f"{type(raised).__name__}: {raised}", list(steps)
+                self._has_failed(kind, steps, error)
             if not strange:
                 return apart
             for step, state in zip(steps, states, strict=True):
@@ -184,6 +191,15 @@ class Pack:
         for step in (*apart, *steps):
             self._take_apart(step.member)
         return [*apart, *steps]
+
+    def _has_failed(self, kind: object, steps: Sequence[_Step], error: str) -> None:
+        """Make room for steps that are taken alone after a pass that failed; report its error once."""
+        if kind in self._shared:
+            self._shared[kind].forget()
+        is_known = error in self._errors or any(step.member.is_new for step in steps)  # which are parted
+        self._errors.add(error)
+        if not is_known:
+            self._report(f"a pass of a pack failed, and its trials took their steps alone: {error}")
 
     def _step(self, kind: object, steps: Sequence[_Step]) -> list[_Step]:
         """Take steps in one pass, or return those whose logits differ from what they are alone."""
@@ -206,27 +222,25 @@ class Pack:
                     off = (own - wanted).abs().max().item()
                     self._part(step, f"in a shared pass its logits are off by {off:.2g}")
                     strange.append(step)
-            if strange:
-                return strange
-            shared.step([step.stretch.settings.max_gradient_norm for step in steps])
-            for step, loss in zip(steps, losses, strict=True):
-                step.member.is_new = False
-                trained = step.stretch.trained
-                trained.masks.put({})  # of a step taken alone: the pack needs the memory
-                if trained.graphs:
-                    trained.graphs.forget()
-                step.stretch.add(step.batch, loss)
+            if not strange:
+                shared.step([step.stretch.settings.max_gradient_norm for step in steps])
+                for step, loss in zip(steps, losses, strict=True):
+                    step.member.is_new = False
+                    trained = step.stretch.trained
+                    trained.masks.put({})  # of a step taken alone: the pack needs the memory
+                    if trained.graphs:
+                        trained.graphs.forget()
+                    step.stretch.add(step.batch, loss)
         self._laps.append((lap, steps))
-        self._count_seconds(IN_FLIGHT)
-        return []
+        return strange
 
     def _count_seconds(self, but: int = 0) -> None:
         """Share out the seconds of passes by tokens, except of the latest ones, which may not have ended."""
         while len(self._laps) > but:
             lap, steps = self._laps.popleft()
-            tokens = sum(step.batch.tokens for step in steps)
+            per_token = lap.seconds / sum(step.batch.tokens for step in steps)
             for step in steps:
-                step.stretch.seconds += lap.seconds * step.batch.tokens / tokens
+                step.stretch.seconds += per_token * step.batch.tokens
 
 
 def _by_itself(step: _Step) -> Exception | None:

@@ -46,26 +46,20 @@ class _Together:
         for name, values in other.inputs.items():
             self.inputs[name].copy_(values, non_blocking=True)
 
-    def pin(self) -> _Together:
-        """Return it with its tensors in memory that a GPU copies from while the CPU goes on."""
-        return self._each(torch.Tensor.pin_memory)
-
     def to(self, device: torch.device) -> _Together:
         """Return it with its tensors on the device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> _Together:
-        inputs = {name: change(values) for name, values in self.inputs.items()}
-        return _Together(inputs, change(self.labels), change(self.shares))
+        inputs = {name: values.to(device, non_blocking=True) for name, values in self.inputs.items()}
+        labels, shares = (one.to(device, non_blocking=True) for one in (self.labels, self.shares))
+        return _Together(inputs, labels, shares)
 
     @property
     def shape(self) -> tuple[object, ...]:
         """Passes of one shape do the same work, with masks of one shape."""
-        return (*self.labels.shape, *self.inputs, *self.inputs["input_ids"].shape)
+        return (*self.labels.shape, self.inputs["input_ids"].shape[1], *self.inputs)
 
 
 DrawnMasks = Mapping[MaskKind, torch.Tensor]
-"""By kind, ``[sites, guests, texts, ...]``; what pads a guest's texts has any."""
+"""By kind, ``[sites, guests, texts, ...]``; values that only pad are left from earlier passes."""
 
 Inputs = tuple[_Together, DrawnMasks]
 """Of a pass, on the device."""
@@ -104,7 +98,7 @@ class SharedBase:
         self._recorder = Recorder("a pack", self._device, report) if is_recorded else None
         self._is_first_pass = True
         self._recorded: dict[tuple[object, ...], Recording[Inputs, Outputs]] = {}  # by shape
-        self._room: dict[MaskKind, torch.Tensor] = {}  # for masks, as many as there were in a pass
+        self._room: dict[MaskKind, torch.Tensor] = {}  # for the masks of a pass, the largest so far
 
     def _lend(self, first: Guest) -> None:
         """Compute linear layers by those of a guest and by stacks; drop the model's own, unquantized ones."""
@@ -177,22 +171,23 @@ class SharedBase:
         return [own[: len(batch.labels)] for own, batch in zip(logits, batches, strict=True)], losses
 
     def _put_together(self, batches: Sequence[Batch]) -> _Together:
-        """Concatenate batches, on the CPU."""
+        """Concatenate batches, on the CPU, in memory that a GPU copies from while the CPU goes on."""
+        pinned = self._device.type == "cuda"
         trials, texts = len(batches), max(len(batch.labels) for batch in batches)
         longest = max(batch.input_ids.shape[1] for batch in batches)
-        inputs = {name: torch.zeros((trials, texts, longest), dtype=torch.long) for name in batches[0].inputs}
+        shape = (trials, texts, longest)
+        inputs = {name: torch.zeros(shape, dtype=torch.long, pin_memory=pinned) for name in batches[0].inputs}
         inputs["input_ids"].fill_(self._pad_token_id)
         inputs["attention_mask"][:, :, 0] = 1  # a text that only pads attends to itself
-        labels = torch.full((trials, texts), IGNORED)
+        labels = torch.full((trials, texts), IGNORED, pin_memory=pinned)
         for row, batch in enumerate(batches):
             count, length = batch.input_ids.shape
             for name, values in batch.inputs.items():
                 inputs[name][row, :count, :length] = values
             labels[row, :count] = batch.labels
         rows = {name: one.flatten(0, 1) for name, one in inputs.items()}
-        shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches])
-        due = _Together(rows, labels, shares)
-        return due.pin() if self._device.type == "cuda" else due
+        shares = torch.tensor([batch.weight / len(batch.labels) for batch in batches], pin_memory=pinned)
+        return _Together(rows, labels, shares)
 
     def _outputs(self, batches: Sequence[Batch], due: _Together, dtype: torch.dtype) -> Outputs:
         """Do a pass, with masks drawn: as it is, or by launching one that was recorded."""
@@ -220,15 +215,16 @@ class SharedBase:
     def _make_room(self, due: _Together) -> DrawnMasks:
         """Return masks to fill, which lie where those of all passes do: one pass follows another."""
         texts, longest = due.labels.shape[1], due.inputs["input_ids"].shape[1]
-        masks = {}
-        for kind, count in self._guests[0].trained.masks.counts.items():
-            sizes = (count, len(self._guests), texts, *kind.sizes(longest))
-            room, size = self._room.get(_of_all(kind)), prod(sizes)
-            if room is None or len(room) < size:
-                room = torch.zeros(size, dtype=torch.bool, device=self._device)
-                self._room[_of_all(kind)] = room
-            masks[_of_all(kind)] = room[:size].view(sizes)
-        return masks
+        sizes = {
+            _of_all(kind): (count, len(self._guests), texts, *kind.sizes(longest))
+            for kind, count in self._guests[0].trained.masks.counts.items()
+        }
+        if any(kind not in self._room or len(self._room[kind]) < prod(size) for kind, size in sizes.items()):
+            rooms = {kind: max(prod(size), len(self._room.get(kind, ()))) for kind, size in sizes.items()}
+            self.forget()  # recorded passes read their masks where they were
+            for kind, room in rooms.items():
+                self._room[kind] = torch.zeros(room, dtype=torch.bool, device=self._device)
+        return {kind: self._room[kind][: prod(size)].view(size) for kind, size in sizes.items()}
 
     def _compute(self, dtype: torch.dtype, inputs: Inputs) -> Outputs:
         """Compute logits, losses and gradients; those of the base's weights are nobody's."""

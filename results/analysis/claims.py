@@ -17,6 +17,7 @@ from results.analysis.metrics import (
     confirmed,
     failed_confirms,
     level,
+    shares_gpu,
     shares_process,
 )
 
@@ -104,6 +105,8 @@ def _faster(trials: pd.DataFrame) -> Answer:
         return missing
     if shares_process(trials):
         return UNKNOWN, "trials were trained in packs, which share their time"
+    if shares_gpu(trials):
+        return UNKNOWN, "trials shared GPUs, which they used in turns"
     verdict, _ = _differ(trials, "lora", "full", "train_seconds", sign=-1)
     means = trials.groupby("kind", sort=False).train_seconds.mean()
     return verdict, "training time of one trial: " + ", ".join(

@@ -123,6 +123,11 @@ def shares_process(trials: pd.DataFrame) -> bool:
     return bool((trials.trials_per_pack.fillna(1) > 1).any())
 
 
+def shares_gpu(trials: pd.DataFrame) -> bool:
+    """Say whether any trial may have shared a GPU, and so its time, with others."""
+    return bool(trials.gpus_per_trial.between(0, 1, inclusive="neither").any())
+
+
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:
     """Return each confirmed method's values of a metric on the seeds that it was judged on.
 

@@ -14,6 +14,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from trainables import dropout
 from trainables.attention import let_draw_ahead
 from trainables.dropout import SHORT_TEXT, MaskKind, Masks, draw_ahead
 
@@ -70,12 +71,12 @@ class Wrapped(nn.Module):
 
 
 def test_the_share_that_is_dropped_and_what_scales_the_rest(device: torch.device) -> None:
-    dropout = nn.Dropout(P)
-    masks = Masks(Wrapped(dropout).to(device), 100)
+    module = nn.Dropout(P)
+    masks = Masks(Wrapped(module).to(device), 100)
     torch.manual_seed(3)
     masks.draw(50, 100, device)
     values = torch.ones(50, 100, 8, device=device, requires_grad=True)
-    kept = dropout(values)
+    kept = module(values)
     kept.sum().backward()
     assert values.grad is not None
     assert values.grad.equal(kept), "what is kept of a gradient is what is kept of its value"
@@ -83,7 +84,22 @@ def test_the_share_that_is_dropped_and_what_scales_the_rest(device: torch.device
     assert kept.unique().tolist() == [0, pytest.approx(1 / (1 - P))]
     assert (kept == 0).float().mean() == pytest.approx(P, abs=0.01)
     assert kept.mean() == pytest.approx(1, abs=0.01)
-    assert dropout.eval()(torch.ones(2, 3, 8, device=device)).eq(1).all()
+    assert module.eval()(torch.ones(2, 3, 8, device=device)).eq(1).all()
+
+
+@pytest.mark.parametrize("most_at_once", [dropout.MOST_AT_ONCE, 100])
+def test_what_is_drawn_does_not_depend_on_where_it_lies(
+    most_at_once: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropout, "MOST_AT_ONCE", most_at_once)
+    alone = torch.empty(3, 4, 5, 70, dtype=torch.bool, device=device)
+    among = torch.zeros(3, 2, 6, 8, 70, dtype=torch.bool, device=device)[:, 1, :4, :5]
+    masks = []
+    for mask in (alone, among):
+        dropout.draw(mask, P, torch.Generator(device).manual_seed(4))
+        masks.append(mask.cpu())
+    assert masks[0].equal(masks[1])
+    assert 0 < masks[0].float().mean() < 1
 
 
 def test_gradients_are_those_of_the_same_masks() -> None:

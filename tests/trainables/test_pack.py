@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,15 @@ from transformers import (
 )
 
 from results.evaluation import Evaluation
+from trainables import pack
 from trainables.base_model import LINEAR_LAYERS, BaseModel
 from trainables.data import TokenizedData
 from trainables.errors import DivergedError
+from trainables.measure import Lap
 from trainables.methods import METHODS
 from trainables.pack import Outcome, Pack
 from trainables.settings import TrainingSettings
+from trainables.shared_base import SharedBase
 from trainables.state import TrialState
 from trainables.stretch import Course
 from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial, trial_course
@@ -161,18 +164,48 @@ def test_trials_train_together_as_alone(
     assert not run.pack._shared, "a base that no trial uses is let go of"
 
 
-def test_the_seconds_of_a_pass_are_shared_out(
-    model_directories: dict[str, Path], data_files: dict[str, Path], device: torch.device
+class OneSecond(Lap):
+    """A pass that takes a second."""
+
+    seconds = 1.0
+
+
+def test_the_seconds_of_passes_are_shared_out(
+    model_directories: dict[str, Path], data_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(*read(model_directories["gpt2"], data_files), device)
-    run.join(*(spec("lora", number, evaluations=1) for number in range(6)))
-    started = time.perf_counter()
+    monkeypatch.setattr(pack, "Lap", OneSecond)
+    run = Run(*read(model_directories["gpt2"], data_files))
+    run.join(*(spec("lora", number, evaluations=2) for number in range(3)))
     run.train()
-    seconds = time.perf_counter() - started
     last = [points[-1] for points in run.outcomes.values()]
     spent = [point.train_seconds for point in last if isinstance(point, Evaluation)]
-    assert all(one > 0 for one in spent)
-    assert sum(spent) < seconds
+    assert sum(spent) == pytest.approx(STEPS)
+    assert max(spent) < 0.4 * STEPS
+
+
+def test_after_a_pass_that_fails_each_trial_takes_its_step_alone(
+    model_directories: dict[str, Path], data_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = read(model_directories["gpt2"], data_files)
+    passes, losses = count(1), SharedBase.losses
+
+    def fail_now_and_then(self: SharedBase, *arguments: Any) -> Any:
+        found = losses(self, *arguments)
+        if next(passes) % 5 == 0:
+            raise RuntimeError("no memory")
+        return found
+
+    monkeypatch.setattr(SharedBase, "losses", fail_now_and_then)
+    run = Run(*inputs)
+    trials = [spec("lora"), spec("dora")]
+    run.join(*trials)
+    run.train()
+    assert next(passes) > STEPS // 2
+    assert run.said == [
+        "a pass of a pack failed, and its trials took their steps alone: RuntimeError: no memory"
+    ]
+    for trial in trials:
+        assert_as_alone(run, trial, *inputs)
 
 
 def test_trials_of_a_bfloat16_base_train_together(

@@ -91,6 +91,15 @@ def test_what_was_not_recorded_cannot_be_said() -> None:
     assert set(found.drop("LoRA validates better than full fine-tuning")) == {UNKNOWN}
 
 
+def test_times_of_trials_that_shared_a_gpu_say_nothing() -> None:
+    made = make_up(accuracy={"full": 0.8, "lora": 0.82})
+    for row in made.trials:
+        row["gpus_per_trial"] = 0.25
+    found = claims(made.results()).set_index("claim")
+    assert found.verdict["LoRA trains faster than full fine-tuning"] == UNKNOWN
+    assert found.evidence["LoRA trains faster than full fine-tuning"].startswith("trials shared GPUs")
+
+
 def test_what_noise_hides_is_not_claimed_and_what_is_missing_cannot_be_said() -> None:
     made = make_up(accuracy={"full": 0.8, "lora": 0.8})
     for row, shift in zip(made.trials, [0.0, 0.03, -0.03, 0.01] * 4, strict=False):
