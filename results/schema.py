@@ -88,7 +88,7 @@ TRIALS: Final = _schema(
         "test_seconds": (FLOAT, "time of the evaluation on test; confirm phase only"),
         "train_seconds": (
             FLOAT,
-            "time in training steps only; in a pack, the trial's share by tokens",
+            "time in training steps only; in a pack, its share by tokens; a shared GPU's include waiting",
         ),
         "trials_per_pack": (INT, "trials that its process may have trained together; 1 means alone"),
         "gpus_per_trial": (
