@@ -6,6 +6,7 @@ import gc
 import socket
 import traceback
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,13 @@ def failure(error: Exception) -> Failure:
     return Failure(status, text)
 
 
+@cache
+def _freeze_imports() -> None:
+    """Leave what exists now out of garbage collections: once, as a pack's later workers find its trials."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLD)
+
+
 class TrialProcess:
     """Trains trials in a process, alone or as one of a group, in steps that a driver orders.
 
@@ -114,8 +122,7 @@ class TrialProcess:
     course: Course  # of the trial, for a caller that trains it instead of :meth:`advance`
 
     def __init__(self, inputs: Inputs, group: Group = ALONE) -> None:
-        gc.freeze()  # what exists now stays; trials' garbage is collected as usual
-        gc.set_threshold(*GARBAGE_THRESHOLD)
+        _freeze_imports()
         self._inputs = inputs
         self._group = group
         self._device = trial_device(inputs.experiment.resources)
@@ -173,9 +180,9 @@ class TrialWorker(TrialShell):
     def setup(  # type: ignore[override]  # tune.with_parameters passes what comes after config
         self, config: dict[str, Any], inputs: Inputs
     ) -> None:
-        self._open(config, self._processes(inputs))
+        self._open(config, self._make_process(inputs))
 
-    def _processes(self, inputs: Inputs) -> Driven:
+    def _make_process(self, inputs: Inputs) -> Driven:
         return TrialProcess(inputs)
 
     def _advance(self) -> Evaluation | Failure:

@@ -19,6 +19,7 @@ import torch
 from torch.optim import AdamW
 
 from trainables.batches import Batch
+from trainables.measure import is_out_of_memory
 
 MULTIPLE = 8
 """Batches on a GPU are padded to a multiple of it, in tokens, so that few graphs serve all."""
@@ -79,15 +80,15 @@ class Recorder:
             inputs = make_inputs()
             with self._recording(graph):
                 result = work(inputs)
-        except torch.OutOfMemoryError:
-            reason = "there is no memory for them"
-        except torch.AcceleratorError as error:
-            self._is_able = False
-            advice = "while a training step was recorded; resources.cuda_graphs: false does without"
-            error.args = (f"{error} ({advice})",)
-            raise
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
+            if is_out_of_memory(error):
+                reason = "there is no memory for them"
+            elif isinstance(error, torch.AcceleratorError):
+                self._is_able = False
+                advice = "while a training step was recorded; resources.cuda_graphs: false does without"
+                error.args = (f"{error} ({advice})",)
+                raise
         else:
             self._first = self._first or graph
             return Recording(graph, inputs, result)

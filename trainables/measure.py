@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ _M_MMAP_THRESHOLD = -3
 
 _MADV_DONTNEED = 4
 """See madvise(2)."""
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Text in the plain errors of PyTorch's CPU allocator, of CUDA itself and of its libraries."""
 
 SHARED_MEMORY = "/dev/shm/"
 """Where files are memory, Ray's object store among them."""
@@ -77,10 +81,12 @@ class Lap:
         started = time.perf_counter()
         if self._events:
             self._events[0].record()
-        yield
-        if self._events:
-            self._events[1].record()
-        self._seconds = time.perf_counter() - started
+        try:
+            yield
+        finally:
+            if self._events:
+                self._events[1].record()
+            self._seconds = time.perf_counter() - started
 
     @property
     def seconds(self) -> float:
@@ -174,6 +180,24 @@ def _process_status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"/proc/self/status has no {name}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error is one of memory that ran out; a GPU can be used after it."""
+    says_so = isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def without_frames(error: Exception) -> Exception:
+    """Return an error without the frames it was raised in, which hold a step's tensors; a note names them.
+
+    Clearing the frames would not do: a module's hooks keep its inputs.
+    """
+    error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__, one = None, one.__cause__ or one.__context__
+    return error
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ from results.evaluation import Evaluation
 from trainables.base_model import BaseModel
 from trainables.batches import Batch
 from trainables.guests import Guest, NotTogetherError, make_guest
-from trainables.measure import Lap, Stopwatch
+from trainables.measure import Lap, Stopwatch, is_out_of_memory, without_frames
 from trainables.shared_base import SharedBase
 from trainables.stretch import Course, Stretch, take_step
 from trainables.training import forward
@@ -113,7 +113,7 @@ class Pack:
             item = next(member.course)
         except Exception as error:
             self.leave(name)
-            return error
+            return without_frames(error)  # which would be held while others train
         if isinstance(item, Evaluation):
             member.stretch = None
             return item
@@ -173,12 +173,12 @@ class Pack:
             error = None
             try:
                 strange = self._step(kind, steps)
-            except torch.AcceleratorError:
-                raise  # no step can be taken in this process any more
             except Exception as raised:  # whose error it is shows when each takes its step alone
+                if isinstance(raised, torch.AcceleratorError) and not is_out_of_memory(raised):
+                    raise  # no step can be taken in this process any more
                 # Its text: the error itself would keep all activations of the step in memory.
                 error, strange = f"{type(raised).__name__}: {raised}", list(steps)
-                self._has_failed(kind, steps, error)
+                self._has_failed(kind, steps, "out of memory" if is_out_of_memory(raised) else error)
             if not strange:
                 return apart
             for step, state in zip(steps, states, strict=True):
@@ -196,10 +196,10 @@ class Pack:
         """Make room for steps that are taken alone after a pass that failed; report its error once."""
         if kind in self._shared:
             self._shared[kind].forget()
-        is_known = error in self._errors or any(step.member.is_new for step in steps)  # which are parted
+        if error in self._errors or any(step.member.is_new for step in steps):  # which are parted
+            return
         self._errors.add(error)
-        if not is_known:
-            self._report(f"a pass of a pack failed, and its trials took their steps alone: {error}")
+        self._report(f"a pass of a pack failed, and its trials took their steps alone: {error}")
 
     def _step(self, kind: object, steps: Sequence[_Step]) -> list[_Step]:
         """Take steps in one pass, or return those whose logits differ from what they are alone."""
@@ -211,28 +211,40 @@ class Pack:
         shared = self._shared[kind]
         shared.host(guests)
         steps = [by_guest[guest] for guest in shared.guests]
-        lap = Lap(steps[0].stretch.trained.device)
-        with lap.running():
-            dtype = steps[0].stretch.dtype
-            logits, losses = shared.losses([step.batch for step in steps], dtype)
-            strange = []
-            for step, own in zip(steps, logits, strict=True):
-                wanted = expected.get(step.member.name)
-                if wanted is not None and not _is_close(own, wanted, dtype):
-                    off = (own - wanted).abs().max().item()
-                    self._part(step, f"in a shared pass its logits are off by {off:.2g}")
+        dtype, device = steps[0].stretch.dtype, steps[0].stretch.trained.device
+        lap, random = Lap(device), _random_state(device)
+        try:
+            with lap.running():
+                logits, losses = shared.losses([step.batch for step in steps], dtype)
+                has_drawn = bool(expected) and not torch.equal(random, _random_state(device))
+                strange = []
+                for step, own in zip(steps, logits, strict=True):
+                    if (wanted := expected.get(step.member.name)) is None:
+                        continue
+                    if has_drawn:  # for one, dropout that is no module: it may be too little to be seen here
+                        self._part(step, "its model draws random numbers that are no trial's own")
+                    elif not _is_close(own, wanted, dtype):
+                        off = (own - wanted).abs().max().item()
+                        self._part(step, f"in a shared pass its logits are off by {off:.2g}")
+                    else:
+                        continue
                     strange.append(step)
-            if not strange:
-                shared.step([step.stretch.settings.max_gradient_norm for step in steps])
-                for step, loss in zip(steps, losses, strict=True):
-                    step.member.is_new = False
-                    trained = step.stretch.trained
-                    trained.masks.put({})  # of a step taken alone: the pack needs the memory
-                    if trained.graphs:
-                        trained.graphs.forget()
-                    step.stretch.add(step.batch, loss)
-        self._laps.append((lap, steps))
+                if not strange:
+                    self._take(shared, steps, losses)
+        finally:
+            self._laps.append((lap, steps))
         return strange
+
+    def _take(self, shared: SharedBase, steps: Sequence[_Step], losses: torch.Tensor) -> None:
+        """Take the optimizer steps of a pass."""
+        shared.step([step.stretch.settings.max_gradient_norm for step in steps])
+        for step, loss in zip(steps, losses, strict=True):
+            step.member.is_new = False
+            trained = step.stretch.trained
+            trained.masks.put({})  # of a step taken alone: the pack needs the memory
+            if trained.graphs:
+                trained.graphs.forget()
+            step.stretch.add(step.batch, loss)
 
     def _count_seconds(self, but: int = 0) -> None:
         """Share out the seconds of passes by tokens, except of the latest ones, which may not have ended."""
@@ -250,9 +262,14 @@ def _by_itself(step: _Step) -> Exception | None:
         with watch.running(), step.stretch.trained.stream.active():
             take_step(step.stretch, step.batch)
     except Exception as error:
-        return error
+        return without_frames(error)  # which would be held while others take their steps
     step.stretch.seconds += watch.seconds
     return None
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    """Return the state of torch's own random numbers on a device, which no trial draws from in a pass."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _is_close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:

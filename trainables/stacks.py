@@ -82,8 +82,6 @@ class Stacks:
     def take_in(self, trained: Trained, own: Mapping[str, nn.Parameter]) -> None:
         """Give a trial the next row."""
         row = len(self.trials)
-        self.trials.append(trained)
-        self._own.append(own)
         known = trained.optimizer.state
         for of_all in (self._values, self._gradients, self._first, self._second):
             of_all[row].zero_()
@@ -92,6 +90,8 @@ class Stacks:
             self._copy(self._values, row, {name: one.detach() for name, one in own.items()})
             for key, moments in (("exp_avg", self._first), ("exp_avg_sq", self._second)):
                 self._copy(moments, row, {n: known[one][key] for n, one in own.items() if one in known})
+        self.trials.append(trained)
+        self._own.append(own)
 
     def take_out(self, trained: Trained) -> None:
         """Copy a trial's row back into its own tensors; the last trial takes the row."""

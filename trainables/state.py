@@ -148,12 +148,13 @@ def _restore(trained: Trained, tensors: Mapping[str, torch.Tensor]) -> None:
     names = {parameter: name for name, parameter in trained.model.named_parameters()}
     parameters = [parameter for group in trained.optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
-        known = _below(f"optimizer.{names[parameter]}", tensors)
-        # A moment has its parameter's shape and is split over ranks like it; the step is a scalar.
-        state[index] = {
-            key: own_part(value, trained.model) if value.shape == parameter.shape else value
-            for key, value in known.items()
-        }
+        # A moment has its parameter's shape and is split over ranks like it; the step is a scalar. Without a
+        # gradient so far a parameter has neither.
+        if known := _below(f"optimizer.{names[parameter]}", tensors):
+            state[index] = {
+                key: own_part(value, trained.model) if value.shape == parameter.shape else value
+                for key, value in known.items()
+            }
     # This moves each tensor to its parameter's device.
     trained.optimizer.load_state_dict({"state": state, "param_groups": groups})
 

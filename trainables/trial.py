@@ -26,6 +26,7 @@ from trainables.graphs import MULTIPLE, StepGraphs
 from trainables.measure import (
     Stopwatch,
     count_parameters,
+    is_out_of_memory,
     large_blocks_apart,
     model_bytes,
     peak_memory,
@@ -50,9 +51,6 @@ With more, activations no longer fit a CPU's cache, and an evaluation takes more
 
 PADDED_TO = {"cpu": 1, "cuda": MULTIPLE}
 """The multiple of tokens that training batches are padded to, by device."""
-
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Text in the plain errors of PyTorch's CPU allocator, of CUDA itself and of its libraries."""
 
 
 @dataclass(frozen=True)
@@ -327,10 +325,7 @@ def failure_status(error: Exception) -> Status:
     """Return the status of a trial that raised ``error``: diverged, out_of_memory or failed."""
     if isinstance(error, DivergedError):
         return "diverged"
-    says_so = isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or says_so:
-        return "out_of_memory"
-    return "failed"
+    return "out_of_memory" if is_out_of_memory(error) else "failed"
 
 
 def evaluation_steps(total_steps: int, evaluations: int) -> list[int]:

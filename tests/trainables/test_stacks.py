@@ -117,6 +117,16 @@ def test_a_trial_that_took_no_step_is_as_it_was() -> None:
     assert not trained.optimizer.state
 
 
+def test_a_trial_that_cannot_be_taken_in_has_no_row() -> None:
+    good, broken = make(2, 1e-2), make(2, 1e-2)
+    broken.optimizer.state[own(broken)["a"]] = {"step": torch.ones(())}
+    stacks = Stacks({"a": (4, INPUTS), "b": (OUTPUTS, 4), "bias": (OUTPUTS,)}, 2, CPU)
+    with pytest.raises(KeyError, match="exp_avg"):
+        stacks.take_in(broken, own(broken))
+    stacks.take_in(good, own(good))
+    assert [one is good for one in stacks.trials] == [True]
+
+
 @pytest.mark.parametrize(
     ("shapes", "fit"),
     [({"a": (4, 3)}, True), ({"a": (2, 3), "b": (2, 1)}, True), ({"a": (5, 3)}, False), ({"c": (1,)}, False)],

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from results.evaluation import Evaluation
 from trainables.methods import METHODS
 from trainables.settings import TrainingSettings
-from trainables.state import TrialState
-from trainables.trial import TrialInputs, TrialSpec, run_trial
+from trainables.state import TrialState, _restore, _tensors
+from trainables.stretch import Stretch, train
+from trainables.trial import TrialInputs, TrialSpec, run_trial, trial_course
 
 TIMED = ("train_seconds", "evaluation_seconds", "setup_seconds", "peak_memory_bytes", "checkpoint", "test")
 
@@ -76,6 +77,22 @@ def test_a_continued_trial_is_the_uninterrupted_one(
     expected, found = (load_file(tmp_path / run / file) for run in ("whole", "cut"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_parameter_without_a_gradient_so_far_has_no_moments(
+    prepared: Prepared,
+) -> None:
+    """Else a pack would look for them, and graphs of steps would not notice the first gradient."""
+    data, _, base = prepared
+    first = next(trial_course(TrialInputs(make_spec("head"), data, base)))
+    assert isinstance(first, Stretch)
+    train(first)
+    trained, (idle, *_) = first.trained, first.trained.optimizer.state
+    del trained.optimizer.state[idle]
+    saved = _tensors(trained)
+    trained.optimizer.state.clear()
+    _restore(trained, saved)
+    assert idle not in trained.optimizer.state
 
 
 def test_a_rank_that_was_not_there_draws_from_the_stream_it_is_seeded_with(
