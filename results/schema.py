@@ -66,8 +66,8 @@ TRIALS: Final = _schema(
         "seed": (INT, "determines initialization, data order and dropout"),
         "status": (
             STRING,
-            "running; completed; stopped (early, by ASHA or an empty purse: no failure); diverged,"
-            " out_of_memory or failed (failures); interrupted (--resume continues it)",
+            "running; completed; stopped (early, by ASHA or as its method's budget was spent: no failure);"
+            " diverged, out_of_memory or failed (failures); interrupted (--resume continues it)",
         ),
         "error": (STRING, "text of the error that ended the trial"),
         "evaluations": (INT, "evaluations made"),

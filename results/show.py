@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.analysis import summary, verdict
-from results.analysis.metrics import COMPARABLE, HIGHER_IS_BETTER, check_metric
+from results.analysis.metrics import COMPARABLE, HIGHER_IS_BETTER, check_metric, why_costs_mislead
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.loading import load
@@ -31,6 +31,8 @@ def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None =
         rows = _sorted(table[table.experiment == experiment], sort)
         parts.append(_table(experiment, rows))
         parts.append(Text(verdict(results, experiment, metric)))
+        if reason := why_costs_mislead(results.trials[results.trials.experiment == experiment]):
+            parts.append(Text(reason))
     return Group(*parts)
 
 

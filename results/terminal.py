@@ -11,5 +11,9 @@ PLAIN_WIDTH = 120
 
 
 def console(file: TextIO) -> Console:
-    """Return a console as wide as its terminal, or of ``PLAIN_WIDTH`` columns where there is none."""
-    return Console(file=file, width=None if file.isatty() else PLAIN_WIDTH)
+    """Return a console as wide as its terminal, or of ``PLAIN_WIDTH`` columns where there is none.
+
+    It prints texts as they are: brackets in a path are no markup.
+    """
+    width = None if file.isatty() else PLAIN_WIDTH
+    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)

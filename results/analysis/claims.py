@@ -17,8 +17,7 @@ from results.analysis.metrics import (
     confirmed,
     failed_confirms,
     level,
-    shares_gpu,
-    shares_process,
+    why_costs_mislead,
 )
 
 if TYPE_CHECKING:
@@ -103,10 +102,8 @@ def _overfits(trials: pd.DataFrame) -> Answer:
 def _faster(trials: pd.DataFrame) -> Answer:
     if missing := _missing(trials, "lora", "full"):
         return missing
-    if shares_process(trials):
-        return UNKNOWN, "trials were trained in packs, which share their time"
-    if shares_gpu(trials):
-        return UNKNOWN, "trials shared GPUs, which they used in turns"
+    if reason := why_costs_mislead(trials):
+        return UNKNOWN, reason
     verdict, _ = _differ(trials, "lora", "full", "train_seconds", sign=-1)
     means = trials.groupby("kind", sort=False).train_seconds.mean()
     return verdict, "training time of one trial: " + ", ".join(

@@ -118,14 +118,16 @@ def _confirming(results: ResultSet, experiment: str) -> pd.DataFrame:
     return tried[is_same.all(axis=1) | ~tried.method.isin(best.index)]
 
 
-def shares_process(trials: pd.DataFrame) -> bool:
-    """Say whether any trial shared a process, and so its time and memory, with others."""
-    return bool((trials.trials_per_pack.fillna(1) > 1).any())
-
-
-def shares_gpu(trials: pd.DataFrame) -> bool:
-    """Say whether any trial may have shared a GPU, and so its time, with others."""
-    return bool(trials.gpus_per_trial.between(0, 1, inclusive="neither").any())
+def why_costs_mislead(trials: pd.DataFrame) -> str:
+    """Say in a sentence why an experiment's trials must not be compared by their costs; else nothing."""
+    if (trials.trials_per_pack > 1).any():
+        return "Trials were trained in packs: do not compare their times and memory."
+    devices = trials.device.dropna().unique()
+    if len(devices) > 1:
+        return f"Trials ran on {' and '.join(sorted(devices))}: do not compare their times and memory."
+    if trials.gpus_per_trial.between(0, 1, inclusive="neither").any():
+        return "Trials shared GPUs: do not compare their times."
+    return ""
 
 
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:

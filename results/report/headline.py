@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from results.analysis import verdict
-from results.analysis.metrics import confirmed, shares_gpu, shares_process
+from results.analysis.metrics import confirmed, why_costs_mislead
 from results.report.view import View
 from results.schema import FAILED
 
@@ -23,7 +23,7 @@ def verdict_of(view: View) -> str:
 
 
 def notice_of(view: View) -> str:
-    """Say what to keep in mind: trials that are unfinished, or shared a process or a GPU; else nothing."""
+    """Say what to keep in mind: trials that are unfinished, and costs that mislead; else nothing."""
     trials = view.results.trials
     running = int((trials.status == "running").sum())
     interrupted = int((trials.status == "interrupted").sum())
@@ -34,11 +34,8 @@ def notice_of(view: View) -> str:
         )
     elif interrupted:
         said.append(f"This experiment was interrupted: {_count(interrupted)} unfinished.")
-    if shares_process(trials):
-        said.append("Trials were trained in packs: do not compare their times and memory.")
-    elif shares_gpu(trials):
-        said.append("Trials shared GPUs: do not compare their times.")
-    return " ".join(said)
+    said.append(why_costs_mislead(trials))
+    return " ".join(filter(None, said))
 
 
 def _count(trials: int) -> str:

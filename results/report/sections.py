@@ -239,7 +239,9 @@ def _claims_section(view: View) -> Section | None:
     if found.empty or (found.verdict == UNKNOWN).all():
         return None
     rows = [Row((row.claim, row.verdict, row.evidence)) for row in found.itertuples()]
-    caption = "The founding study's claims (GPT-2 on SST-2), checked against this experiment."
+    caption = (
+        "What a study of GPT-2 on SST-2 found, with one run of each method, checked against this experiment."
+    )
     return Section(
         f"{view.key}-claims",
         "Claims",

@@ -14,6 +14,8 @@ from s3_server import Proxy
 
 from results import load
 from results.remote import RemoteDirectory, StorageError, below, check_uri, name_and_parent, patiently
+from results.report.__main__ import main as report
+from results.show import main as show
 
 
 @pytest.fixture
@@ -183,7 +185,13 @@ def test_an_outage_that_does_not_end_is_an_error(uri: str, s3: Proxy) -> None:
         patiently(lambda: directory.write("a", b"2"), 0.1)
 
 
-def test_result_sets_are_loaded_shown_and_reported_from_s3(uri: str, s3: Proxy, tmp_path: Path) -> None:
+def test_result_sets_are_loaded_shown_and_reported_from_s3(
+    uri: str,
+    s3: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for name in ("one", "two"):
         RemoteDirectory(f"{uri}/{name}").put(make_up(name, examples=20).save(tmp_path / name))
     local = load(tmp_path)
@@ -202,28 +210,27 @@ def test_result_sets_are_loaded_shown_and_reported_from_s3(uri: str, s3: Proxy, 
     with pytest.raises(FileNotFoundError, match=r"three: no result set"):
         load(f"{uri}/three")
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=tmp_path
-        )
-
-    shown = command("results.show", f"{uri}/one")
-    assert shown.returncode == 0, shown.stderr
-    assert "highest test accuracy" in shown.stdout
-    reported = command("results.report", f"{uri}/one")
-    assert reported.returncode == 0, reported.stderr
-    assert reported.stdout.strip() == f"{uri}/one/report/index.html"
+    monkeypatch.chdir(tmp_path)
+    assert show([f"{uri}/one"]) == 0
+    assert "highest test accuracy" in capsys.readouterr().out
+    assert report([f"{uri}/one"]) == 0
+    assert capsys.readouterr().out.strip() == f"{uri}/one/report/index.html"
     run = RemoteDirectory(f"{uri}/one")
     assert b"<html" in run.read("report/index.html")
     assert len(run.child("report/figures").files()) == 4
-    both = command("results.report", f"{uri}/one", f"{uri}/two")
-    assert both.stdout.strip() == "report/index.html"
+    assert report([f"{uri}/one", f"{uri}/two"]) == 0
+    assert capsys.readouterr().out.strip() == "report/index.html"
     assert (tmp_path / "report" / "index.html").is_file()
     run.write("trials.parquet", b"not Parquet")
-    for module in ("results.show", "results.report"):
-        done = command(module, f"{uri}/one")
-        assert done.returncode == 2
-        assert f"{uri}/one/trials.parquet: not a whole Parquet table" in done.stderr
-        assert "Traceback" not in done.stderr
-    done = command("results.show", "s3://no-such-bucket/one")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    for command in (show, report):
+        assert command([f"{uri}/one"]) == 2
+        assert f"{uri}/one/trials.parquet: not a whole Parquet table" in capsys.readouterr().err
+    assert show(["s3://no-such-bucket/one"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["results.show", "results.report"])
+def test_modules_are_commands(module: str, uri: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, f"{uri}/none"], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert f"{uri}/none: no result set" in done.stderr

@@ -39,6 +39,13 @@ def test_failed_confirm_trials_stand_in_the_table_and_in_the_verdict(
     assert "but 3 of its 5 confirm trials failed" in " ".join(out.split())
 
 
+def test_costs_that_mislead_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_up(examples=4)
+    made.trials[0]["trials_per_pack"] = 4
+    assert main([str(made.save(tmp_path / "run"))]) == 0
+    assert "Trials were trained in packs: do not compare their times" in capsys.readouterr().out
+
+
 def test_another_metric_and_order(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([run, "--metric", "peak_memory_bytes", "--sort", "test_accuracy"]) == 0
     out = capsys.readouterr().out

@@ -97,7 +97,7 @@ def test_times_of_trials_that_shared_a_gpu_say_nothing() -> None:
         row["gpus_per_trial"] = 0.25
     found = claims(made.results()).set_index("claim")
     assert found.verdict["LoRA trains faster than full fine-tuning"] == UNKNOWN
-    assert found.evidence["LoRA trains faster than full fine-tuning"].startswith("trials shared GPUs")
+    assert found.evidence["LoRA trains faster than full fine-tuning"].startswith("Trials shared GPUs")
 
 
 def test_what_noise_hides_is_not_claimed_and_what_is_missing_cannot_be_said() -> None:

@@ -49,13 +49,17 @@ def test_seeds_are_counted_for_each_method_where_they_differ() -> None:
     assert "no configuration has been confirmed" in budget_rule_of(view(make_up(seeds=0)))
 
 
-def test_what_is_unfinished_or_shared_a_process_or_a_gpu_is_noticed() -> None:
+def test_what_is_unfinished_and_costs_that_mislead_are_noticed() -> None:
     made = make_up(seeds=0)
     assert notice_of(view(made)) == ""
     made.trials[1]["gpus_per_trial"] = 1.0
     assert notice_of(view(made)) == ""
     made.trials[2]["gpus_per_trial"] = 0.5
     assert notice_of(view(made)) == "Trials shared GPUs: do not compare their times."
+    made.trials[0]["device"], made.trials[1]["device"] = "cuda:NVIDIA A10G", None
+    assert notice_of(view(made)) == (
+        "Trials ran on cpu and cuda:NVIDIA A10G: do not compare their times and memory."
+    )
     made.trials[0]["status"] = "interrupted"
     made.trials[1]["trials_per_pack"] = 2
     assert notice_of(view(made)) == (
