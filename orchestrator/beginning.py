@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from orchestrator.cluster import Cluster, connect, names_cluster
+from orchestrator.errors import ExperimentError, located
 from orchestrator.experiment import Experiment
 from orchestrator.history import NOTHING, Earlier
 from orchestrator.loading import load_continued, load_experiment, place_of, with_free_name
 from orchestrator.nodes import this_machine
 from orchestrator.ownership import only_driver
 from orchestrator.prepare import Prepared, check_fingerprints, prepare
-from orchestrator.reservations import check_resources
+from orchestrator.reservations import resource_problems
 from orchestrator.resume import (
-    check_growth,
     check_owner,
     earlier_trials,
+    growth_problems,
     read_run,
     recorded_trials,
     run_directory,
 )
-from orchestrator.shared_storage import check_shared
-from orchestrator.storage import check_run_directory, check_storage
+from orchestrator.shared_storage import sharing_problems
+from orchestrator.storage import run_directory_problems, storage_problems
 from orchestrator.trust import check_trusted
 from results.remote import is_uri
+from trainables.errors import InputError
 
 if TYPE_CHECKING:
     from orchestrator.mirror import Stamp
@@ -47,59 +48,63 @@ class Beginning:
     fitted: Fitted | None = None  # what ``resources: auto`` has measured
 
 
-def begin(options: argparse.Namespace, console: Console) -> Beginning:
+def begin(options: argparse.Namespace, say: Callable[[str], None]) -> Beginning:
     """Check everything that can be checked before the first trial, and return what a new run starts with.
 
     Arguments:
         options: the command line's.
-        console: is told of steps that take long.
+        say: is told of steps that take long.
 
     Raises:
-        ExperimentError: with all problems found.
+        ExperimentError: with all problems of the settings, or else of the cluster, or of data and model.
     """
     where = place_of(options.experiment)
     experiment = load_experiment(options.experiment, options.overrides, _methods(options), options.name)
-    if not options.dry_run:
-        check_storage(experiment, where)
-    if options.experiment is None and options.name is None:
-        experiment = with_free_name(experiment)
-    if not options.dry_run:
-        check_run_directory(experiment, where)
-    _check_loggers(experiment, where, reach=not options.dry_run)
+    with located(where):
+        if options.experiment is None and options.name is None:
+            experiment = with_free_name(experiment)
+        _refuse(
+            *([] if options.dry_run else run_directory_problems(experiment)),
+            *_problems_here(options, experiment),
+        )
     cluster = _join(options, experiment, where)
-    beginning = Beginning(experiment, prepare(experiment, console.print, where), cluster)
-    return _fit(beginning, options, console, where)
+    with located(where):
+        return _fit(Beginning(experiment, prepare(experiment, say), cluster), options, say)
 
 
-def begin_again(options: argparse.Namespace, console: Console) -> Beginning:
+def begin_again(options: argparse.Namespace, say: Callable[[str], None]) -> Beginning:
     """Read an interrupted run, check how its settings change, and return what it continues with.
 
     Arguments:
         options: the command line's, for which :func:`hold` has been called.
-        console: is told of steps that take long.
+        say: is told of steps that take long.
 
     Raises:
-        ExperimentError: with all problems found.
+        ExperimentError: with all problems of the settings, or else of the cluster, or of data and model.
     """
     where = options.resume
     recorded = read_run(options.resume)
     check_trusted(recorded, options.overrides, where)
     experiment = load_continued(recorded, options.experiment, options.overrides, _methods(options))
-    check_growth(recorded, experiment, str(options.experiment or where))
-    if not options.dry_run:
-        check_storage(experiment, where)
-    _check_loggers(experiment, where, reach=not options.dry_run)
+    with located(str(options.experiment or where)):
+        _refuse(*growth_problems(recorded, experiment))
+    with located(where):
+        _refuse(
+            *([] if options.dry_run else storage_problems(experiment)),
+            *_problems_here(options, experiment),
+        )
     cluster = _join(options, experiment, where)
-    prepared = prepare(experiment, console.print, where)
     records = recorded_trials(experiment.run_directory)
-    if records:
-        check_fingerprints(records[0].trial, prepared, where)
+    with located(where):
+        prepared = prepare(experiment, say)
+        if records:
+            check_fingerprints(records[0].trial, prepared)
     earlier = earlier_trials(experiment.run_directory, experiment, records, prepared.data.labels)
     done, going_on = len(earlier.finished), len(earlier.unfinished)
     said = f"{where}: {done} {'trial is' if done == 1 else 'trials are'} done"
-    said += f", {going_on} {'goes' if going_on == 1 else 'go'} on" if going_on else ""
-    console.print(said, highlight=False)
-    return _fit(Beginning(experiment, prepared, cluster, earlier), options, console, where)
+    say(f"{said}, {going_on} {'goes' if going_on == 1 else 'go'} on" if going_on else said)
+    with located(where):
+        return _fit(Beginning(experiment, prepared, cluster, earlier), options, say)
 
 
 def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None]:
@@ -135,44 +140,54 @@ def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None
     return {}
 
 
+def _problems_here(options: argparse.Namespace, experiment: Experiment) -> list[InputError]:
+    """Return what is wrong with settings as this machine can tell, without Ray."""
+    problems = []
+    if experiment.logging.wanted:  # else Tune's loggers are not imported
+        from orchestrator.loggers import logger_problems
+
+        problems += logger_problems(experiment, reach=not options.dry_run)
+    if not names_cluster(options.address):
+        problems += resource_problems(experiment.resources, [this_machine()])
+    return problems
+
+
 def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cluster | None:
-    """Join the cluster, if one is named, and refuse trials that it or this machine has no room for.
+    """Join the cluster, if one is named, and refuse trials that it has no room for.
 
     On this machine Ray starts after all checks, unless memory matters: only Ray knows how much of it workers
     have.
     """
-    joins = names_cluster(options.address)
-    if not joins:
-        check_resources(experiment, [this_machine()], where)
-        if not experiment.resources.auto and experiment.resources.memory_per_trial is None:
-            return None
+    resources, joins = experiment.resources, names_cluster(options.address)
+    if not joins and not resources.auto and resources.memory_per_trial is None:
+        return None
     cluster = connect(options.address)
-    check_resources(experiment, cluster.nodes, where, cluster.to_come)
-    if joins and not options.dry_run:
-        check_shared(experiment, where)
+    with located(where):
+        _refuse(
+            *resource_problems(resources, cluster.nodes, cluster.to_come),
+            *(sharing_problems(experiment) if joins and not options.dry_run else []),
+        )
     return cluster
 
 
-def _fit(beginning: Beginning, options: argparse.Namespace, console: Console, where: str) -> Beginning:
+def _refuse(*problems: str | InputError) -> None:
+    """Raise what is wrong, if anything is."""
+    if problems:
+        raise ExperimentError(*problems)
+
+
+def _fit(beginning: Beginning, options: argparse.Namespace, say: Callable[[str], None]) -> Beginning:
     """Measure what trials need if ``resources: auto`` asks for it, before the run directory is created."""
     if not beginning.experiment.resources.auto:
         return beginning
     from orchestrator.probing import fit_resources
 
     assert beginning.cluster is not None
-    fitted = fit_resources(beginning.experiment, beginning.prepared, beginning.cluster, console.print, where)
+    fitted = fit_resources(beginning.experiment, beginning.prepared, beginning.cluster, say)
     if not options.dry_run:
         for line in fitted.lines:
-            console.print(line, highlight=False)
+            say(line)
     return replace(beginning, experiment=fitted.experiment, fitted=fitted)
-
-
-def _check_loggers(experiment: Experiment, where: str, reach: bool) -> None:
-    """Refuse logging that cannot work; import Tune's loggers only if one is asked for."""
-    if experiment.logging.wanted:
-        from orchestrator.loggers import check_loggers
-
-        check_loggers(experiment, where, reach)
 
 
 def _methods(options: argparse.Namespace) -> list[str] | None:

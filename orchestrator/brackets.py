@@ -10,7 +10,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.budget import Purse
+from orchestrator.budget import MethodBudgets
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.reports import EVALUATION, OBJECTIVE
 
@@ -34,7 +34,7 @@ def make_bracket(evaluations: int, grace: int, reduction_factor: int) -> AsyncHy
     )
 
 
-def make_brackets(experiment: Experiment, purse: Purse | None) -> MethodBrackets:
+def make_brackets(experiment: Experiment, budgets: MethodBudgets | None) -> MethodBrackets:
     """Make every method's bracket: ASHA, or one that stops nothing."""
     search = experiment.search
     brackets: dict[str, TrialScheduler] = {
@@ -45,7 +45,7 @@ def make_brackets(experiment: Experiment, purse: Purse | None) -> MethodBrackets
         else FIFOScheduler()
         for method in experiment.methods
     }
-    return MethodBrackets(brackets, purse)
+    return MethodBrackets(brackets, budgets)
 
 
 class MethodBrackets(FIFOScheduler):
@@ -53,13 +53,13 @@ class MethodBrackets(FIFOScheduler):
 
     Arguments:
         brackets: one per method.
-        purse: stops a method's trials once the method has spent its budget.
+        budgets: stops a method's trials once the method has spent its budget.
     """
 
-    def __init__(self, brackets: Mapping[str, TrialScheduler], purse: Purse | None = None) -> None:
+    def __init__(self, brackets: Mapping[str, TrialScheduler], budgets: MethodBudgets | None = None) -> None:
         super().__init__()
         self._brackets = dict(brackets)
-        self._purse = purse
+        self._budgets = budgets
         self._turns: dict[str, int] = {}  # positions in the order suggested, by Tune's id
         self._stopped: set[str] = set()  # by Tune's id
 
@@ -110,12 +110,12 @@ class MethodBrackets(FIFOScheduler):
         return TrialScheduler.STOP if is_over else decision
 
     def _spend(self, trial: Trial, result: dict[str, Any]) -> bool:
-        """Take what a search trial has spent from its method's purse; return whether the purse is empty."""
+        """Take what a search trial has spent from its method's budget; return whether that is spent."""
         assignment = Assignment.from_config(trial.config)
-        if self._purse is None or assignment.phase != "search":
+        if self._budgets is None or assignment.phase != "search":
             return False
-        self._purse.note(assignment.method, assignment.trial_id, result)
-        return self._purse.is_empty(assignment.method)
+        self._budgets.note(assignment.method, assignment.trial_id, result)
+        return self._budgets.is_spent(assignment.method)
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

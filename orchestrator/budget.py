@@ -1,4 +1,4 @@
-"""A purse per method: what its trials may spend in the search phase, in training seconds or examples."""
+"""A budget per method: what its trials may spend in the search phase, in training seconds or examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.settings import BudgetSettings
 from results.evaluation import Evaluation
 
 
-class Purse:
+class MethodBudgets:
     """Accounts for what each method has spent; all methods may spend the same.
 
     Arguments:
@@ -36,7 +36,7 @@ class Purse:
         if trial.curve:
             self._note(trial.spec.method, trial.spec.trial_id, trial.curve[-1])
 
-    def is_empty(self, method: str) -> bool:
+    def is_spent(self, method: str) -> bool:
         """Say whether a method has spent everything."""
         return self._spent[method] >= self._limit
 

@@ -18,14 +18,14 @@ from orchestrator.cluster import connect
 from orchestrator.errors import ExperimentError
 
 
-def run_on_head(options: argparse.Namespace, report: Callable[[str], object]) -> int:
+def run_on_head(options: argparse.Namespace, show: Callable[[str], object]) -> int:
     """Run a command line on the head of the cluster that it names and return the exit status.
 
     The experiment's file is sent along. Everything else it names is the head's: data, models, storage.
 
     Arguments:
         options: the command line.
-        report: is given what the command prints.
+        show: is given what the command prints.
 
     Raises:
         ExperimentError: if the cluster cannot be joined, or the file cannot be read.
@@ -45,7 +45,7 @@ def run_on_head(options: argparse.Namespace, report: Callable[[str], object]) ->
         if not printed:
             status: int = ray.get(command.status.remote())
             return status
-        report(printed.decode(errors="replace"))
+        show(printed.decode(errors="replace"))
 
 
 class Command:
@@ -97,5 +97,5 @@ def _command_line(options: argparse.Namespace) -> tuple[list[str], tuple[str, st
     try:
         text = options.experiment.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError([f"{options.experiment}: could not be read: {error}"]) from None
+        raise ExperimentError(f"{options.experiment}: could not be read: {error}") from None
     return arguments, (options.experiment.name, text)

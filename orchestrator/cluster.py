@@ -108,7 +108,7 @@ def connect(address: str | None) -> Cluster:
             _check_token(address)
             context = _join(address)
         except Exception as error:
-            raise ExperimentError([f"{where}: {_reason(error)}"]) from error
+            raise ExperimentError(f"{where}: {_reason(error)}") from error
     dashboard = getattr(context, "dashboard_url", None)
     return Cluster(
         nodes=alive_nodes(),
@@ -152,13 +152,13 @@ def _check_address(where: str, address: str) -> None:
         except ValueError:
             host = port = None
         if not host or not port or parts.scheme not in ("", "ray"):
-            raise ExperimentError([f"{where}: not an address; {ADDRESSES}"])
+            raise ExperimentError(f"{where}: not an address; {ADDRESSES}")
         try:
             socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
         except OSError as error:
-            raise ExperimentError([f"{where}: nothing answers there: {error}; {ADDRESSES}"]) from None
+            raise ExperimentError(f"{where}: nothing answers there: {error}; {ADDRESSES}") from None
     if "://" not in address and not find_node_ids():
-        raise ExperimentError([f"{where}: this machine is not a node of a running Ray cluster; {ADDRESSES}"])
+        raise ExperimentError(f"{where}: this machine is not a node of a running Ray cluster; {ADDRESSES}")
 
 
 def _check_token(address: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import ray
 from rich.console import Console
@@ -20,6 +19,7 @@ from orchestrator.mirror import Mirror
 from orchestrator.phases import run_phases
 from orchestrator.progress import Display, time_spent
 from orchestrator.provenance import collect_provenance
+from orchestrator.quiet import printer
 from orchestrator.recorder import Recorder, Watcher
 from orchestrator.study_journal import StudyJournal
 from orchestrator.watchdog import Watchdog
@@ -39,15 +39,15 @@ def run_comparison(beginning: Beginning, mirror: Mirror | None, console: Console
         KeyboardInterrupt: if not all trials have ended.
     """
     experiment = beginning.experiment
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say = printer(console)
     say(f"{experiment.name}: results and log.txt in {experiment.location}")
     if mirror:
         mirror.start(say)
     cluster = beginning.cluster or connect(None)
     if cluster.dashboard:
-        console.print(f"Ray dashboard: {cluster.dashboard}", highlight=False)
+        say(f"Ray dashboard: {cluster.dashboard}")
     if unused := cluster.unused(experiment):
-        console.print(unused, highlight=False)
+        say(unused)
     started = time.time()
     try:
         trials, is_whole = _train(beginning, cluster, mirror, console, say)
@@ -103,7 +103,7 @@ def _show(
     results = load(directory)
     console.print(render(results))
     if spent:
-        console.print(spent, highlight=False)
+        say(spent)
     say(f'pandas.read_parquet("{experiment.location}/trials.parquet")')
     if not is_whole:
         raise KeyboardInterrupt

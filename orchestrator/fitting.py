@@ -46,7 +46,7 @@ def fit(peaks: Mapping[str, Peak], node_memory: float) -> Fit:
         problem for method, peak in peaks.items() for problem in _too_large(method, peak, node_memory)
     ]
     if problems:
-        raise ExperimentError(problems)
+        raise ExperimentError(*problems)
     held = [with_margin(peak.process_bytes) for peak in peaks.values() if peak.process_bytes is not None]
     shared_by = [per_gpu(peak.gpu_bytes, peak.gpu_total_bytes) for peak in peaks.values() if peak.gpu_bytes]
     return Fit(

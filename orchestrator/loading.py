@@ -126,14 +126,18 @@ def _make(
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
-        raise ExperimentError([f"{where}: {line}" for line in _lines(error)]) from None
+        raise ExperimentError(*_lines(error), where=where) from None
     if problems := credentials_in(experiment.model_dump(mode="json")):
-        raise ExperimentError([f"{where}: {problem}" for problem in problems])
+        raise ExperimentError(*problems, where=where)
     return experiment
 
 
 def with_free_name(experiment: Experiment) -> Experiment:
-    """Return the experiment under the first of NAME, NAME-2, NAME-3, ... that has no run directory."""
+    """Return the experiment under the first of NAME, NAME-2, NAME-3, ... that has no run directory.
+
+    Raises:
+        InputError: if its storage cannot be read or is not a directory.
+    """
     names = chain([experiment.name], (f"{experiment.name}-{number}" for number in count(2)))
     named = (experiment.model_copy(update={"name": name}) for name in names)
     return next(one for one in named if not is_taken(one))
@@ -143,14 +147,12 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError([f"{file}: could not be read as a YAML file: {error}"]) from None
+        raise ExperimentError(f"{file}: could not be read as a YAML file: {error}") from None
     values = _parse_yaml(text, str(file))
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ExperimentError(
-            [f"{file}: expected keys such as name and methods, got {type(values).__name__}"]
-        )
+        raise ExperimentError(f"{file}: expected keys such as name and methods, got {type(values).__name__}")
     return values
 
 
@@ -165,10 +167,10 @@ def _parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark else ""
-        raise ExperimentError([f"{where}:{line} not valid YAML: {error.problem}"]) from None
+        raise ExperimentError(f"{where}:{line} not valid YAML: {error.problem}") from None
     except Exception as error:  # for a bad value of a tag such as !!int, PyYAML lets any error through
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ExperimentError([f"{where}: not valid YAML: {reason}"]) from None
+        raise ExperimentError(f"{where}: not valid YAML: {reason}") from None
 
 
 def _check_extent(node: yaml.Node) -> None:
@@ -204,7 +206,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ExperimentError([f"--set {override}: expected KEY=VALUE, such as search.trials=20"])
+        raise ExperimentError(f"--set {override}: expected KEY=VALUE, such as search.trials=20")
     target = values
     if parts[0] == "methods" and "methods" not in values:
         values["methods"] = {method: {} for method in METHODS}
@@ -213,7 +215,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             target[part] = {}
         target = target[part]
         if not isinstance(target, dict):
-            raise ExperimentError([f"--set {override}: {part} is a value and has no keys below it"])
+            raise ExperimentError(f"--set {override}: {part} is a value and has no keys below it")
     target[parts[-1]] = _parse_yaml(text, f"--set {key}")
 
 
@@ -224,7 +226,7 @@ def _select(values: dict[str, Any], methods: Sequence[str], where: str) -> None:
     unknown = [method for method in methods if method not in entries]
     if unknown:
         raise ExperimentError(
-            [
+            *[
                 f"--methods: {where} has no method {method!r}; it has {', '.join(entries)}"
                 for method in unknown
             ]

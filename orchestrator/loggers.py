@@ -19,34 +19,33 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 
 from orchestrator.assignment import Assignment
-from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.history import TrialHistory
 from orchestrator.reports import POINT, STATUS
 from orchestrator.rows import CURVE_COLUMNS
 from orchestrator.secrets import redact
 from results.evaluation import Evaluation
+from trainables.errors import InputError
 
 PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """The Python package that each setting of ``logging`` needs."""
 
 
-def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> None:
-    """Refuse logging that cannot work.
+def logger_problems(experiment: Experiment, reach: bool = True) -> list[InputError]:
+    """Return which loggers cannot work, and why.
 
     Arguments:
         experiment: has the ``logging`` settings.
-        where: how messages name the source of the settings.
         reach: also check that the loggers' servers and credentials are there, which creates MLflow's
             experiment.
-
-    Raises:
-        ExperimentError: naming every logger that cannot work, and why.
     """
     wanted = experiment.logging.wanted
     problems = [
-        f"{where}: logging.{name}: needs the Python package {PACKAGES[name]}, which is not installed;"
-        f" install it (pip install {PACKAGES[name]}) or remove logging.{name}"
+        InputError(
+            f"logging.{name}",
+            f"needs the Python package {PACKAGES[name]}, which is not installed; install it"
+            f" (pip install {PACKAGES[name]}) or remove logging.{name}",
+        )
         for name in wanted
         if find_spec(PACKAGES[name]) is None
     ]
@@ -59,9 +58,8 @@ def check_loggers(experiment: Experiment, where: str, reach: bool = True) -> Non
             except Exception as error:
                 value = getattr(experiment.logging, name)
                 said = f"{type(error).__name__}: {error}".splitlines()[0]
-                problems.append(f"{where}: logging.{name}: {value}: {said}")
-    if problems:
-        raise ExperimentError(problems)
+                problems.append(InputError(f"logging.{name}", f"{value}: {said}"))
+    return problems
 
 
 def _knock(address: str) -> None:
@@ -75,7 +73,7 @@ def _knock(address: str) -> None:
 def make_loggers(
     experiment: Experiment,
     directory: Path,
-    report: Callable[[str], None],
+    say: Callable[[str], None],
     going_on: Sequence[TrialHistory] = (),
 ) -> list[Callback]:
     """Make the callbacks that the experiment's ``logging`` asks for.
@@ -83,12 +81,12 @@ def make_loggers(
     Arguments:
         experiment: what runs.
         directory: of the run.
-        report: is told when a logger fails.
+        say: is told when a logger fails.
         going_on: trials that an earlier process began and logged, and that continue.
     """
     logged = {trial.spec.trial_id for trial in going_on if trial.curve}
     return [
-        Relay(name, _make_logger(name, experiment), experiment, directory / name, report, logged)
+        Relay(name, _make_logger(name, experiment), experiment, directory / name, say, logged)
         for name in experiment.logging.wanted
     ]
 
@@ -144,7 +142,7 @@ class Relay(Callback):
         logger: one of Tune's.
         experiment: what runs.
         directory: for the logger's files, in a subdirectory per trial.
-        report: is told of the first error.
+        say: is told of the first error.
         logged: ids of trials that were logged up to where they continue.
     """
 
@@ -154,7 +152,7 @@ class Relay(Callback):
         logger: LoggerCallback,
         experiment: Experiment,
         directory: Path,
-        report: Callable[[str], None],
+        say: Callable[[str], None],
         logged: Collection[str] = (),
     ) -> None:
         self._name = name
@@ -162,7 +160,7 @@ class Relay(Callback):
         self._logger = logger
         self._experiment = experiment
         self._directory = directory
-        self._report = report
+        self._say = say
         self._has_failed = False
         self._running: dict[str, ShownTrial] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -227,7 +225,7 @@ class Relay(Callback):
         except Exception as error:
             self._has_failed = True
             print(redact(traceback.format_exc()), flush=True)
-            self._report(
+            self._say(
                 f"logging.{self._name} ended with {type(error).__name__}: {redact(str(error))};"
                 " the run goes on and its results are complete"
             )

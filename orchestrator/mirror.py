@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from orchestrator.errors import ExperimentError
 from orchestrator.history import TrialHistory
-from orchestrator.storage import already_there
+from orchestrator.storage import TAKEN
 from results.errors import ResultSetError
 from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
 from results.schema import UNFINISHED
@@ -83,23 +83,23 @@ class Mirror:
         self._is_taken = False
         self._thread = Thread(target=self._follow, name="mirror", daemon=True)
 
-    def start(self, report: Callable[[str], None]) -> None:
+    def start(self, say: Callable[[str], None]) -> None:
         """Claim the run and start to upload.
 
         Arguments:
-            report: is told when the storage begins to fail, and when it works again.
+            say: is told when the storage begins to fail, and when it works again.
 
         Raises:
             ExperimentError: if the storage cannot be written, or has another run where a new one should be.
         """
-        self._report = report
+        self._say = say
         try:
             if self._is_new and patiently(self._remote.exists, CLAIM_SECONDS):
                 shutil.rmtree(self._directory)
-                raise already_there(str(self._remote), "storage")
+                raise ExperimentError(f"name: {self._remote} {TAKEN}")
             patiently(self._beat, CLAIM_SECONDS)
         except OSError as error:
-            raise ExperimentError([f"{self._remote}: cannot be written: {error}"]) from None
+            raise ExperimentError(f"{self._remote}: cannot be written: {error}") from None
         (self._directory / TOKEN_FILE).write_text(self._token)
         self._thread.start()
 
@@ -118,14 +118,14 @@ class Mirror:
         with self._lock:
             return name in self._dropped
 
-    def finish(self, report: Callable[[str], None]) -> bool:
+    def finish(self, say: Callable[[str], None]) -> bool:
         """Upload the rest, however long it takes, and remove the local copy; say whether all is uploaded.
 
         If interrupted, leave the copy, from which ``--resume`` continues.
         """
         if not self._beaten_at:
             return False  # it was not started
-        self._report = report
+        self._say = say
         try:
             self._done.set()
             self._thread.join()
@@ -138,7 +138,7 @@ class Mirror:
                 return False
             patiently(lambda: self._remote.remove(DRIVER_FILE), CLAIM_SECONDS)
         except (KeyboardInterrupt, OSError):
-            report(
+            say(
                 f"not everything is at {self._remote} yet; the rest is in {self._directory}, and"
                 f" --resume {self._remote} uploads it"
             )
@@ -166,11 +166,11 @@ class Mirror:
                     if self._done.is_set()
                     else f"the run goes on, and what it writes is kept in {self._directory} until it can"
                 )
-                self._report(f"{self._remote} cannot be written: {reason(error)}; {until_then}")
+                self._say(f"{self._remote} cannot be written: {reason(error)}; {until_then}")
             self._is_failing = True
             return False
         if self._is_failing:
-            self._report(f"{self._remote} can be written again")
+            self._say(f"{self._remote} can be written again")
         self._is_failing = False
         return True
 
@@ -224,7 +224,7 @@ class Mirror:
         other = _driver(self._remote)
         if self._beaten_at and other and other["token"] != self._token:
             self._is_taken = True
-            self._report(f"{self._remote}: {other['host']} has taken over this run; it ends here")
+            self._say(f"{self._remote}: {other['host']} has taken over this run; it ends here")
             os.kill(os.getpid(), signal.SIGINT)
             return
         said = {
@@ -294,9 +294,9 @@ def fetch(uri: str, directory: Path, tidies: bool = True) -> dict[str, Stamp | N
                 list(pool.map(lambda name: remote.download(name, directory / name), copied))
         _tidy(directory, remote if tidies else None, files)
     except ResultSetError as error:
-        raise ExperimentError([str(error)]) from None
+        raise ExperimentError(str(error)) from None
     except (StorageError, OSError) as error:
-        raise ExperimentError([f"{uri}: cannot be read: {reason(error)}"]) from None
+        raise ExperimentError(f"{uri}: cannot be read: {reason(error)}") from None
     return dict.fromkeys(copied) if own else dict(_scan(directory))
 
 
@@ -324,10 +324,8 @@ def _check_silent(directory: Path, remote: RemoteDirectory) -> None:
     seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(said["at"])).total_seconds())
     if seconds < SILENT_SECONDS:
         raise ExperimentError(
-            [
-                f"{remote}: {said['host']} was running it {seconds:.0f} s ago; expected one driver at a time:"
-                f" end it, or if it is gone, try again in {SILENT_SECONDS - seconds:.0f} s"
-            ]
+            f"{remote}: {said['host']} was running it {seconds:.0f} s ago; expected one driver at a time:"
+            f" end it, or if it is gone, try again in {SILENT_SECONDS - seconds:.0f} s"
         )
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from orchestrator.storage import already_there
+from orchestrator.storage import TAKEN
 from results.store import replace_file
 
 LOCK_FILE = ".driver.lock"
@@ -29,13 +29,13 @@ def make_run_directory(experiment: Experiment, where: str) -> None:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise ExperimentError([f"{where}: storage: cannot be written: {error}"]) from None
+        raise ExperimentError(f"storage: cannot be written: {error}", where=where) from None
     write_experiment(experiment, temporary)
     try:
         temporary.rename(directory)
     except OSError:  # not empty
         shutil.rmtree(temporary)
-        raise already_there(directory, where) from None
+        raise ExperimentError(f"name: {directory} {TAKEN}", where=where) from None
 
 
 def write_experiment(experiment: Experiment, directory: Path) -> None:
@@ -55,10 +55,10 @@ def only_driver(directory: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise ExperimentError(
-            [f"{directory}: another process is running it; expected one at a time: wait for it, or end it"]
+            f"{directory}: another process is running it; expected one at a time: wait for it, or end it"
         ) from None
     except (OSError, NotImplementedError) as error:
-        raise ExperimentError([f"{directory}: cannot be written: {error}"]) from None
+        raise ExperimentError(f"{directory}: cannot be written: {error}") from None
     try:
         yield
     finally:

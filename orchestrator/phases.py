@@ -15,18 +15,18 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from orchestrator.brackets import MethodBrackets, make_brackets
-from orchestrator.budget import Purse
+from orchestrator.budget import MethodBudgets
 from orchestrator.confirm import confirm_trials
 from orchestrator.experiment import Assignment
 from orchestrator.limiter import RoomLimiter
 from orchestrator.lost_workers import count_lost_workers
 from orchestrator.packs import PackedTrialWorker, open_packs
-from orchestrator.ranks import MultiProcessTrialWorker
 from orchestrator.recorder import Recorder
 from orchestrator.reports import OBJECTIVE
 from orchestrator.reservations import trial_bundles
 from orchestrator.secrets import is_secret
 from orchestrator.studies import MethodStudies, make_studies
+from orchestrator.train_workers import MultiProcessTrialWorker
 from orchestrator.worker import Inputs
 
 TUNE_ENVIRONMENT = {
@@ -125,7 +125,7 @@ def run_phases(
     Arguments:
         inputs: what trials read.
         recorder: journals what trials report. Of the earlier trials it knows, those that ended do not run
-            again and the others continue; studies, brackets and purse are told of all.
+            again and the others continue; studies, brackets and budgets are told of all.
         concurrent: most trials at once; None is what the cluster has room for. Suggestions wait for a free
             slot, so that with one slot each study has seen all its earlier results, and the run is
             deterministic.
@@ -138,9 +138,9 @@ def run_phases(
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
     count_lost_workers()
     experiment, resources = inputs.experiment, inputs.experiment.resources
-    purse = Purse(experiment.budget) if experiment.budget.unit else None
-    studies, brackets = make_studies(experiment, purse), make_brackets(experiment, purse)
-    _replay(recorder, studies, brackets, purse)
+    budgets = MethodBudgets(experiment.budget) if experiment.budget.unit else None
+    studies, brackets = make_studies(experiment, budgets), make_brackets(experiment, budgets)
+    _replay(recorder, studies, brackets, budgets)
     phases = Phases(studies, recorder, experiment.confirm.seeds)
     if phases.is_done:
         return True
@@ -170,9 +170,9 @@ def run_phases(
 
 
 def _replay(
-    recorder: Recorder, studies: MethodStudies, brackets: MethodBrackets, purse: Purse | None
+    recorder: Recorder, studies: MethodStudies, brackets: MethodBrackets, budgets: MethodBudgets | None
 ) -> None:
-    """Tell studies, brackets and purse what an earlier process found in the search phase."""
+    """Tell studies, brackets and budgets what an earlier process found in the search phase."""
     finished, unfinished = recorder.of_phase("search"), recorder.unfinished("search")
     studies.replay(
         ((trial.assignment, trial.learned) for trial in finished),
@@ -180,8 +180,8 @@ def _replay(
     )
     for trial in [*finished, *unfinished]:
         brackets.replay(trial.spec.method, trial.spec.trial_id, trial.best_so_far)
-        if purse:
-            purse.replay(trial)
+        if budgets:
+            budgets.replay(trial)
 
 
 def _worker(inputs: Inputs) -> type[tune.Trainable]:

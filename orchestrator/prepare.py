@@ -28,13 +28,12 @@ class Prepared:
     test: TokenizedSplit  # for the confirm phase only
 
 
-def prepare(experiment: Experiment, report: Callable[[str], None], where: str = "experiment") -> Prepared:
+def prepare(experiment: Experiment, say: Callable[[str], None]) -> Prepared:
     """Read and tokenize the dataset and load the base weights.
 
     Arguments:
         experiment: what to prepare.
-        report: is told of steps that take long, of examples that splits share, and of texts that are cut.
-        where: how messages name the source of the settings, such as the YAML file.
+        say: is told of steps that take long, of examples that splits share, and of texts that are cut.
 
     Raises:
         ExperimentError: with all problems of data, model and target modules.
@@ -46,34 +45,32 @@ def prepare(experiment: Experiment, report: Callable[[str], None], where: str = 
     except InputError as error:
         problems.append(error)
     try:
-        tokenizer = load_tokenizer(experiment.model, report)
+        tokenizer = load_tokenizer(experiment.model, say)
     except InputError as error:
         problems.append(error)
     if raw is None or tokenizer is None:
-        raise _error(problems, where)
+        raise ExperimentError(*problems)
     try:
-        base = load_base(experiment.model, raw.labels, tokenizer.pad_token_id, report)
+        base = load_base(experiment.model, raw.labels, tokenizer.pad_token_id, say)
     except InputError as error:
-        raise _error([error], where) from None
+        raise ExperimentError(error) from None
     for overlap in raw.overlaps:
-        report(overlap)
+        say(overlap)
     has_segments = (base.config.get("type_vocab_size") or 0) > 1
     data, test = load_data(raw, tokenizer, experiment.data.max_length, has_segments)
     limit = experiment.data.max_length
     cut = int((data.train.lengths == limit).sum())
     if cut > MENTIONED * len(data.train):
-        report(
-            f"{cut:,} of {len(data.train):,} training texts have {limit} tokens or more: they are cut there"
-        )
+        say(f"{cut:,} of {len(data.train):,} training texts have {limit} tokens or more: they are cut there")
     problems = _unsupported(experiment, base) + _unreadable(data, test, base, limit)
     if problems:
-        raise _error(problems, where)
+        raise ExperimentError(*problems)
     if any(METHODS[method.kind].quantized for method in experiment.methods.values()):
         base = with_quantized(base)
     return Prepared(base, data, test)
 
 
-def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -> None:
+def check_fingerprints(row: Mapping[str, Any], prepared: Prepared) -> None:
     """Refuse data or a base model other than those of a recorded trial.
 
     Raises:
@@ -84,13 +81,13 @@ def check_fingerprints(row: Mapping[str, Any], prepared: Prepared, where: str) -
         "base_model_fingerprint": prepared.base.fingerprint,
     }
     problems = [
-        f"{where}: {column}: was {str(row.get(column))[:12]}, is {fingerprint[:12]} now; expected"
+        f"{column}: was {str(row.get(column))[:12]}, is {fingerprint[:12]} now; expected"
         " the same data and base model as before"
         for column, fingerprint in now.items()
         if row.get(column) != fingerprint
     ]
     if problems:
-        raise ExperimentError(problems)
+        raise ExperimentError(*problems)
 
 
 def _unsupported(experiment: Experiment, base: BaseModel) -> list[InputError]:
@@ -140,7 +137,3 @@ def _unreadable(data: TokenizedData, test: TokenizedSplit, base: BaseModel, limi
             )
         )
     return problems
-
-
-def _error(problems: list[InputError], where: str) -> ExperimentError:
-    return ExperimentError([f"{where}: {problem}" for problem in problems])

@@ -17,7 +17,7 @@ from orchestrator.experiment import Assignment, Experiment
 from orchestrator.fitting import LESS_MEMORY, MARGIN, fit
 from orchestrator.nodes import Node, alive_nodes
 from orchestrator.prepare import Prepared
-from orchestrator.reservations import check_resources
+from orchestrator.reservations import resource_problems
 from orchestrator.worker import Inputs, share
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
@@ -54,7 +54,7 @@ class Fitted:
 
 
 def fit_resources(
-    experiment: Experiment, prepared: Prepared, cluster: Cluster, report: Callable[[str], None], where: str
+    experiment: Experiment, prepared: Prepared, cluster: Cluster, say: Callable[[str], None]
 ) -> Fitted:
     """Measure every method's memory on the cluster, and set the experiment's resources from it.
 
@@ -62,26 +62,22 @@ def fit_resources(
         experiment: with ``resources: auto``.
         prepared: what trials share.
         cluster: where they will run.
-        report: is told of steps that take long.
-        where: how messages name the source of the settings.
+        say: is told of steps that take long.
 
     Raises:
         ExperimentError: naming the methods that do not fit or whose probe failed, or GPUs of several types.
     """
     everywhere = (*cluster.nodes, *cluster.to_come)
-    _check_alike(everywhere, where)
+    _check_alike(everywhere)
     gpus = 1 if any(node.gpus for node in everywhere) else 0
-    check_resources(_with(experiment, gpus_per_trial=gpus), cluster.nodes, where, cluster.to_come)
-    report(f"resources: auto: measuring {', '.join(experiment.methods)}, each in a process of its own")
-    try:
-        peaks = _probe_all(share(experiment, prepared, experiment.run_directory), prepared, gpus)
-        nodes = alive_nodes()  # a node may have joined because a probe waited for it
-        found = fit(peaks, max(node.memory for node in nodes))
-    except ExperimentError as error:
-        raise ExperimentError([f"{where}: {problem}" for problem in error.problems]) from None
+    _check_room(_with(experiment, gpus_per_trial=gpus), cluster)
+    say(f"resources: auto: measuring {', '.join(experiment.methods)}, each in a process of its own")
+    peaks = _probe_all(share(experiment, prepared, experiment.run_directory), prepared, gpus)
+    now = replace(cluster, nodes=alive_nodes())  # a node may have joined because a probe waited for it
+    found = fit(peaks, max(node.memory for node in now.nodes))
     fitted = _with(experiment, auto=False, **asdict(found))
-    check_resources(fitted, nodes, where, cluster.to_come)
-    return Fitted(fitted, peaks, replace(cluster, nodes=nodes).slots(fitted))
+    _check_room(fitted, now)
+    return Fitted(fitted, peaks, now.slots(fitted))
 
 
 def _with(experiment: Experiment, **resources: Any) -> Experiment:
@@ -89,15 +85,18 @@ def _with(experiment: Experiment, **resources: Any) -> Experiment:
     return experiment.model_copy(update={"resources": changed})
 
 
-def _check_alike(nodes: Sequence[Node], where: str) -> None:
+def _check_room(experiment: Experiment, cluster: Cluster) -> None:
+    if problems := resource_problems(experiment.resources, cluster.nodes, cluster.to_come):
+        raise ExperimentError(*problems)
+
+
+def _check_alike(nodes: Sequence[Node]) -> None:
     """Refuse GPUs of several types: all trials ask for one share of a GPU, and it is measured on one."""
     types = sorted({node.gpu_type for node in nodes if node.gpu_type})
     if len(types) > 1:
         raise ExperimentError(
-            [
-                f"{where}: resources: auto: expected GPUs of one type, got {', '.join(types)}; set"
-                " resources.gpus_per_trial to a share that is enough on the smallest of them"
-            ]
+            f"resources: auto: expected GPUs of one type, got {', '.join(types)}; set"
+            " resources.gpus_per_trial to a share that is enough on the smallest of them"
         )
 
 
@@ -113,7 +112,7 @@ def _probe_all(inputs: Inputs, prepared: Prepared, gpus: int) -> dict[str, Peak]
         except ExperimentError as error:
             problems += error.problems
     if problems:
-        raise ExperimentError(problems)
+        raise ExperimentError(*problems)
     return peaks
 
 
@@ -162,7 +161,7 @@ def _probe_apart(spec: TrialSpec, inputs: Inputs, gpus: int) -> Peak:
     told = f"{type(reason).__name__}: {reason}".strip().splitlines()[0]
     hint = "" if fate == "failed" else f"; {LESS_MEMORY}"
     raise ExperimentError(
-        [f"methods.{spec.method}: its hungriest trial {fate} when it was tried ({told}){hint}"]
+        f"methods.{spec.method}: its hungriest trial {fate} when it was tried ({told}){hint}"
     )
 
 

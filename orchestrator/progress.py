@@ -37,7 +37,7 @@ class Display:
         self._seeds = experiment.confirm.seeds
         self._evaluations = {method: experiment.most_evaluations(method) for method in self._methods}
         self._tally = Tally()
-        self._spent: dict[str, float] = defaultdict(float)  # from the purse, in the search
+        self._spent: dict[str, float] = defaultdict(float)  # of the budget, in the search
         self._best: dict[str, TrialHistory] = {}  # of each method, in the search
         for trial in finished:
             self._note(trial)
@@ -100,7 +100,7 @@ class Display:
         return getattr(trial.curve[-1], self._budget.unit) if self._budget.unit and trial.curve else 0.0
 
     def _done(self, method: str) -> float:
-        """Return a method's work done, in trials; a whole purse counts as the trials planned without one."""
+        """Return a method's work done, in trials; a whole budget counts as the trials planned without one."""
         search, confirm = (self._work(method, phase) for phase in ("search", "confirm"))
         if self._budget.unit:
             search = self._planned * min(1.0, self._spent[method] / self._budget.limit)
@@ -125,8 +125,6 @@ class Display:
         self._console.print(
             f"[{ended}{planned}] {elapsed:5.0f} s  {trial.spec.trial_id}"
             f"  {trial.status}  {score}  {describe_hyperparameters(trial.assignment.hyperparameters)}",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
 

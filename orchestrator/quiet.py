@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO
 
 from rich.console import Console
@@ -34,3 +35,8 @@ def quiet(log: BinaryIO) -> Iterator[Console]:
             os.dup2(err, 2)
             os.close(out)
             os.close(err)
+
+
+def printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a text without breaking its lines, which a user may want to copy."""
+    return partial(console.print, soft_wrap=True)

@@ -45,7 +45,7 @@ class Recorder(tune.Callback):
         provenance: what every row has in common.
         directory: the run directory.
         watchers: are told of every change.
-        report: is told what the user should know at once.
+        say: is told what the user should know at once.
         earlier: trials of the run that an earlier process started.
         drop: removes ``states/TRIAL`` or ``checkpoints/TRIAL`` where workers write them, if that is not the
             run directory.
@@ -57,7 +57,7 @@ class Recorder(tune.Callback):
         provenance: Provenance,
         directory: Path,
         watchers: Sequence[Watcher],
-        report: Callable[[str], None],
+        say: Callable[[str], None],
         earlier: Earlier = NOTHING,
         drop: Callable[[str], None] | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class Recorder(tune.Callback):
         self._provenance = provenance
         self._directory = directory
         self._watchers = watchers
-        self._report = report
+        self._say = say
         self._drop = drop or self._drop_here
         self._snapshots = Snapshots(directory, experiment.methods)
         self._next_snapshot = 0.0
@@ -101,7 +101,7 @@ class Recorder(tune.Callback):
         lost = time.monotonic() - self._kept_at[trial_id]
         self._update(replace(history, retries=history.retries + 1, lost_seconds=history.lost_seconds + lost))
         point = len(history.curve)
-        self._report(
+        self._say(
             f"{trial_id}: {_error_of(trial).splitlines()[0]}; it goes on from"
             f" {f'evaluation {point}' if point else 'its beginning'} in another process, try"
             f" {trial.num_failures + 1} of {self._experiment.resources.max_failures + 1}"
@@ -116,7 +116,7 @@ class Recorder(tune.Callback):
         self._kept_at[history.spec.trial_id] = time.monotonic()  # its worker saves it before it continues
         if DAMAGE in result:
             start = f"evaluation {point.evaluation - 1}" if point.evaluation > 1 else "its beginning"
-            self._report(f"{history.spec.trial_id}: {result[DAMAGE]}; it went on from {start}")
+            self._say(f"{history.spec.trial_id}: {result[DAMAGE]}; it went on from {start}")
         # A trial that continues from its last state may repeat an evaluation.
         before = [known for known in history.curve if known.evaluation < point.evaluation]
         self._update(replace(history, curve=(*before, point), node=str(result.get("hostname"))))
@@ -206,13 +206,13 @@ class Recorder(tune.Callback):
             except OSError as error:
                 if not is_failing:
                     said = f"cannot be written: {error.strerror or error}; the run waits until it can"
-                    self._report(f"{self._directory} {said}")
+                    self._say(f"{self._directory} {said}")
                 is_failing = True
                 time.sleep(WRITE_AGAIN_SECONDS)
             else:
                 break
         if is_failing:
-            self._report(f"{self._directory} can be written again; the run goes on")
+            self._say(f"{self._directory} can be written again; the run goes on")
 
     def _keep(self, history: TrialHistory) -> None:
         if history.keeps_checkpoint:

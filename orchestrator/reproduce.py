@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from orchestrator.errors import ExperimentError
+from orchestrator.errors import ExperimentError, located
 from orchestrator.experiment import Assignment, Experiment
 from orchestrator.prepare import check_fingerprints, prepare
 from orchestrator.trust import check_trusted
@@ -35,7 +35,7 @@ class Reproduction:
 
 
 def reproduce(
-    run: str, trial_id: str, report: Callable[[str], None], overrides: Sequence[str] = ()
+    run: str, trial_id: str, say: Callable[[str], None], overrides: Sequence[str] = ()
 ) -> Reproduction:
     """Retrain a trial for as many evaluations as were recorded, and compare every one exactly.
 
@@ -44,7 +44,7 @@ def reproduce(
     Arguments:
         run: the run's directory, a path or a URI.
         trial_id: the trial's.
-        report: is told of steps that take long.
+        say: is told of steps that take long.
         overrides: say whether to trust Python code that comes with the model; the recorded settings do not.
 
     Raises:
@@ -55,8 +55,9 @@ def reproduce(
     experiment, spec = _settings(row, run)
     check_trusted(experiment, overrides, run)
     _check_alone(row, experiment, run)
-    prepared = prepare(experiment, report)
-    check_fingerprints(row, prepared, run)
+    with located(run):
+        prepared = prepare(experiment, say)
+        check_fingerprints(row, prepared)
     is_judged = pd.notna(row["test_accuracy"])
     with TemporaryDirectory() as place:
         inputs = TrialInputs(
@@ -91,10 +92,8 @@ def _check_alone(row: Mapping[str, Any], experiment: Experiment, where: str) -> 
     if packed or workers > 1:
         how = "beside others in a pack" if packed else f"by {workers} workers"
         raise ExperimentError(
-            [
-                f"{where}: {row['trial_id']} was trained {how}, which rounds differently from a single"
-                " process; expected a trial trained alone, whose numbers come out the same to the last digit"
-            ]
+            f"{where}: {row['trial_id']} was trained {how}, which rounds differently from a single"
+            " process; expected a trial trained alone, whose numbers come out the same to the last digit"
         )
 
 
@@ -107,7 +106,7 @@ def _settings(row: dict[str, Any], where: str) -> tuple[Experiment, TrialSpec]:
         return experiment, experiment.trial_spec(assignment)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ExperimentError(
-            [f"{where}: settings of {row['trial_id']}: not those of a trial of this version: {error!r}"]
+            f"{where}: settings of {row['trial_id']}: not those of a trial of this version: {error!r}"
         ) from None
 
 
@@ -115,13 +114,11 @@ def _device_of(row: Mapping[str, Any], run: str) -> torch.device:
     """Return the kind of device that trained a recorded trial; another kind gives other numbers."""
     kind = str(row["device"]).partition(":")[0]
     if kind not in ("cpu", "cuda"):
-        raise ExperimentError([f"{run}: device of {row['trial_id']}: expected cpu or cuda, got {kind!r}"])
+        raise ExperimentError(f"{run}: device of {row['trial_id']}: expected cpu or cuda, got {kind!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ExperimentError(
-            [
-                f"{run}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU"
-                " here; expected a machine with one"
-            ]
+            f"{run}: {row['trial_id']} was trained on {row['device']}, and PyTorch finds no GPU"
+            " here; expected a machine with one"
         )
     return torch.device(kind)
 
@@ -130,12 +127,12 @@ def _recorded(run: str, trial_id: str) -> tuple[dict[str, Any], list[dict[str, A
     try:
         results = load(run)
     except (FileNotFoundError, ResultSetError, StorageError) as error:
-        raise ExperimentError([str(error)]) from None
+        raise ExperimentError(str(error)) from None
     trials = results.trials[results.trials.trial_id == trial_id]
     if trials.empty:
         known = ", ".join(results.trials.trial_id)
-        raise ExperimentError([f"{run}: no trial {trial_id!r}; it has {known}"])
+        raise ExperimentError(f"{run}: no trial {trial_id!r}; it has {known}")
     curve = results.metrics[results.metrics.trial_id == trial_id].sort_values("evaluation")
     if curve.empty:
-        raise ExperimentError([f"{run}: {trial_id} has no evaluation to compare with"])
+        raise ExperimentError(f"{run}: {trial_id} has no evaluation to compare with")
     return trials.iloc[0].to_dict(), curve.to_dict("records")

@@ -38,10 +38,8 @@ def check_owner(directory: Path) -> None:
     owners = {file.stat().st_uid for file in files if file.exists()} - {os.geteuid()}
     if owners:
         raise ExperimentError(
-            [
-                f"{directory}: belongs to {', '.join(map(_user, sorted(owners)))}, and what it says would be"
-                f" run as {_user(os.geteuid())}; give --trust-owner if you trust them"
-            ]
+            f"{directory}: belongs to {', '.join(map(_user, sorted(owners)))}, and what it says would be"
+            f" run as {_user(os.geteuid())}; give --trust-owner if you trust them"
         )
 
 
@@ -68,53 +66,47 @@ def read_run(run: str) -> Experiment:
     try:
         experiment = Experiment.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ExperimentError([f"{run}: no experiment.json; expected a run directory"]) from None
+        raise ExperimentError(f"{run}: no experiment.json; expected a run directory") from None
     except OSError as error:
-        raise ExperimentError([f"{file}: could not be read: {error.strerror}"]) from None
+        raise ExperimentError(f"{file}: could not be read: {error.strerror}") from None
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, detail['loc'])) or 'all of it'}: {detail['msg']}"
             for detail in error.errors()
         ]
         raise ExperimentError(
-            [f"{file}: not an experiment of this version: {problem}" for problem in problems]
+            *[f"{file}: not an experiment of this version: {problem}" for problem in problems]
         ) from None
     where = directory.absolute()
     if where.name != experiment.name:
-        raise ExperimentError([f"{run}: expected a directory named {experiment.name}, like its experiment"])
+        raise ExperimentError(f"{run}: expected a directory named {experiment.name}, like its experiment")
     storage = name_and_parent(run)[1] if is_uri(run) else str(where.parent)
     return experiment.model_copy(update={"storage": storage})
 
 
-def check_growth(recorded: Experiment, wanted: Experiment, where: str) -> None:
-    """Refuse to continue a run as a different experiment.
+def growth_problems(recorded: Experiment, wanted: Experiment) -> list[str]:
+    """Return why a run cannot continue as another experiment, if so.
 
     Arguments:
         recorded: what the run was.
         wanted: what it continues as; it may have more trials, seeds or methods, a larger budget, and other
             resources and logging.
-        where: how messages name the source of the settings.
-
-    Raises:
-        ExperimentError: naming every other difference.
     """
     before, after = (_leaves(one.model_dump(mode="json", exclude={"storage"})) for one in (recorded, wanted))
     added = tuple(f"methods.{method}." for method in wanted.methods if method not in recorded.methods)
     problems = [
-        f"{where}: {key}: was {before.get(key)!r} when the run began, is {after.get(key)!r}"
+        f"{key}: was {before.get(key)!r} when the run began, is {after.get(key)!r}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
         and not key.startswith((*MAY_CHANGE, *added))
         and not (key in MAY_GROW and _has_grown(before.get(key), after.get(key)))
     ]
     if problems:
-        raise ExperimentError(
-            [
-                *problems,
-                f"expected what the run began with, except that {', '.join(MAY_GROW)} may grow, methods may"
-                " be added, and resources and logging may change; for anything else give it a new --name",
-            ]
+        problems.append(
+            f"expected what the run began with, except that {', '.join(MAY_GROW)} may grow, methods may"
+            " be added, and resources and logging may change; for anything else give it a new --name"
         )
+    return problems
 
 
 def _has_grown(before: float | None, after: float | None) -> bool:
@@ -140,7 +132,7 @@ def recorded_trials(directory: Path) -> list[TrialRecord]:
     try:
         return read_journal(directory)
     except ResultSetError as error:
-        raise ExperimentError([str(error)]) from None
+        raise ExperimentError(str(error)) from None
 
 
 def earlier_trials(
@@ -167,10 +159,8 @@ def _history(
         return _as_saved(directory, trial) if trial.status in UNFINISHED else trial
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ExperimentError(
-            [
-                f"{directory}/journal: the record of {record.trial.get('trial_id')!r} is not a trial of"
-                f" this run ({error!r}); remove its file to run the trial again"
-            ]
+            f"{directory}/journal: the record of {record.trial.get('trial_id')!r} is not a trial of"
+            f" this run ({error!r}); remove its file to run the trial again"
         ) from None
 
 

@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.quiet import quiet
+    from orchestrator.quiet import printer, quiet
 
     with tempfile.TemporaryFile() as chatter, ExitStack() as held:
         with quiet(chatter) as console:
@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
             from orchestrator.ownership import make_run_directory, only_driver, write_experiment
 
             there = hold(options, held) if options.resume else None
-            beginning = begin_again(options, console) if options.resume else begin(options, console)
+            beginning = (begin_again if options.resume else begin)(options, printer(console))
             if options.dry_run:
                 from orchestrator.plan import render
 
@@ -164,6 +164,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _compare(beginning: Beginning, mirror: Mirror | None, console: Console) -> int:
+    from orchestrator.quiet import printer
+
     try:
         from orchestrator.comparison import run_comparison
 
@@ -174,8 +176,7 @@ def _compare(beginning: Beginning, mirror: Mirror | None, console: Console) -> i
         experiment = beginning.experiment
         command = f"python -m orchestrator.run --resume {shlex.quote(experiment.location)}"
         command += f" --set {TRUST}" if experiment.model.trust_remote_code else ""
-        said = f"interrupted; what finished is kept. Continue with: {command}"
-        console.print(said, highlight=False, soft_wrap=True)
+        printer(console)(f"interrupted; what finished is kept. Continue with: {command}")
         return 130
 
 
@@ -185,17 +186,17 @@ def _run_on_head(options: argparse.Namespace) -> int:
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
         from orchestrator.client import run_on_head
 
-        return run_on_head(options, lambda text: console.out(text, end="", highlight=False))
+        return run_on_head(options, lambda text: console.out(text, end=""))
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from orchestrator.quiet import quiet
+    from orchestrator.quiet import printer, quiet
 
     with tempfile.TemporaryFile() as chatter, quiet(chatter) as console:
         from orchestrator.reproduce import reproduce
 
         run, trial_id = options.reproduce
-        outcome = reproduce(run, trial_id, console.print, options.overrides)
+        outcome = reproduce(run, trial_id, printer(console), options.overrides)
     if not outcome.differences:
         print(f"{trial_id}: the same numbers in all {outcome.evaluations} evaluations")
         return 0

@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from results.remote import RemoteDirectory, StorageError
+from trainables.errors import InputError
 
 ANSWER_SECONDS = 60
 """How long nodes may take to say whether they see a path."""
@@ -23,45 +23,35 @@ WORKING_DIRECTORIES = "working_dir_files"
 """The directory in which Ray unpacks the working directories of jobs on a node."""
 
 
-def check_shared(experiment: Experiment, where: str) -> None:
-    """Refuse storage, where workers write checkpoints, and a model's code if some node does not see them.
-
-    Raises:
-        ExperimentError: naming these nodes.
-    """
-    if experiment.uri:
-        _check_writable(experiment.storage, where)
-    else:
-        _check_seen(experiment.storage, where)
+def sharing_problems(experiment: Experiment) -> list[InputError]:
+    """Return which nodes do not see the storage, where workers write checkpoints, or a model's own code."""
+    problems = _unwritable(experiment.storage) if experiment.uri else _unseen(experiment.storage)
     model = Path(experiment.model.path).expanduser().absolute()
     if experiment.model.trust_remote_code and model.is_dir() and (blind := _nodes_without(model)):
-        raise ExperimentError(
-            [
-                f"{where}: model.path: {model} has Python code that each node reads, and is not seen by"
-                f" {', '.join(blind)}"
-            ]
+        fault = f"{model} has Python code that each node reads, and is not seen by {', '.join(blind)}"
+        problems.append(InputError("model.path", fault))
+    return problems
+
+
+def _unwritable(uri: str) -> list[InputError]:
+    """Return which nodes cannot write to a URI, and why."""
+    return [
+        InputError(
+            "storage",
+            f"{address}: {trouble or 'does not answer'}; each node needs access of its own, such as a role"
+            " of the machine, and the packages that the URI requires",
         )
-
-
-def _check_writable(uri: str, where: str) -> None:
-    """Refuse a URI that some node cannot write to."""
-    problems = [
-        f"{where}: storage: {address}: {trouble or 'does not answer'}; each node needs access of its own,"
-        " such as a role of the machine, and the packages that the URI requires"
         for address, trouble in _on_each_node(_trouble_with, uri).items()
         if trouble != ""
     ]
-    if problems:
-        raise ExperimentError(problems)
 
 
-def _check_seen(directory: str, where: str) -> None:
-    """Refuse a directory that some node does not see."""
+def _unseen(directory: str) -> list[InputError]:
+    """Return which nodes do not see a directory."""
     storage = Path(directory).expanduser().absolute()
     if WORKING_DIRECTORIES in storage.parts:
-        raise ExperimentError(
-            [f"{where}: storage: {storage} is in a job's own directory, which Ray removes; {SHARED_STORAGE}"]
-        )
+        fault = f"{storage} is in a job's own directory, which Ray removes; {SHARED_STORAGE}"
+        return [InputError("storage", fault)]
     storage.mkdir(parents=True, exist_ok=True)
     token = storage / f".seen-{uuid.uuid4().hex}"
     token.touch()
@@ -69,10 +59,11 @@ def _check_seen(directory: str, where: str) -> None:
         blind = _nodes_without(token)
     finally:
         token.unlink()
-    if blind:
-        raise ExperimentError(
-            [f"{where}: storage: {storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}"]
-        )
+    return (
+        [InputError("storage", f"{storage} is not seen by {', '.join(blind)}; {SHARED_STORAGE}")]
+        if blind
+        else []
+    )
 
 
 def _nodes_without(path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from ray.tune.result import TIME_TOTAL_S
 from ray.tune.search.optuna import OptunaSearch
 
-from orchestrator.budget import Purse
+from orchestrator.budget import MethodBudgets
 from orchestrator.experiment import Assignment, Experiment, derive_seed
 from orchestrator.reports import OBJECTIVE, STATUS, WORST, learned
 
@@ -60,7 +60,7 @@ def make_study(
     )
 
 
-def make_studies(experiment: Experiment, purse: Purse | None) -> MethodStudies:
+def make_studies(experiment: Experiment, budgets: MethodBudgets | None) -> MethodStudies:
     """Make every method's study from the experiment's seed."""
     search = experiment.search
     seeds = {method: derive_seed(experiment.seed, "study", method) for method in experiment.methods}
@@ -72,7 +72,7 @@ def make_studies(experiment: Experiment, purse: Purse | None) -> MethodStudies:
         )
         for method, seed in seeds.items()
     }
-    return MethodStudies(studies, search.trials, purse)
+    return MethodStudies(studies, search.trials, budgets)
 
 
 class MethodStudies:
@@ -85,14 +85,16 @@ class MethodStudies:
 
     Arguments:
         studies: one per method, in the order of turns.
-        trials: trials per method; with a purse, a method ends after so many failures in a row.
-        purse: what each method may spend, instead of a number of trials.
+        trials: trials per method; with a budget, a method ends after so many failures in a row.
+        budgets: what each method may spend, instead of a number of trials.
     """
 
-    def __init__(self, studies: Mapping[str, OptunaSearch], trials: int, purse: Purse | None = None) -> None:
+    def __init__(
+        self, studies: Mapping[str, OptunaSearch], trials: int, budgets: MethodBudgets | None = None
+    ) -> None:
         self._studies = dict(studies)
         self._trials = trials
-        self._purse = purse
+        self._budgets = budgets
         self._given: dict[str, set[int]] = {method: set() for method in studies}
         self._next = dict.fromkeys(studies, 0)  # all lower numbers have been given
         self._failures = dict.fromkeys(studies, 0)  # in a row
@@ -190,10 +192,10 @@ class MethodStudies:
         """Say whether a method wants another trial."""
         while self._next[method] in self._given[method]:
             self._next[method] += 1
-        if self._purse is None:
+        if self._budgets is None:
             return self._next[method] < self._trials
         # A method whose every trial fails before it has spent anything must end, too.
-        return not self._purse.is_empty(method) and self._failures[method] < self._trials
+        return not self._budgets.is_spent(method) and self._failures[method] < self._trials
 
     def _count_failures(self, method: str, objective: float | None) -> None:
         """Count the trials in a row that failed: those of which a study learns nothing, or the worst."""

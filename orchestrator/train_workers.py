@@ -35,16 +35,16 @@ GONE = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 class MultiProcessTrialWorker(TrialWorker):
     """A trial worker that lets several processes train; it takes no resources itself."""
 
-    _process: Ranks
+    _process: TrainWorkers
 
-    def _processes(self, inputs: Inputs) -> Ranks:
-        return Ranks(inputs)
+    def _make_process(self, inputs: Inputs) -> TrainWorkers:
+        return TrainWorkers(inputs)
 
     def cleanup(self) -> None:
         self._process.end()
 
 
-class Ranks:
+class TrainWorkers:
     """Several processes, each with a :class:`TrialProcess`, that are driven like a single one.
 
     They serve one trial after another, also after one that diverged. An error in one of them ends them all,

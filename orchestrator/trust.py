@@ -22,8 +22,6 @@ def check_trusted(recorded: Experiment, overrides: Sequence[str], run: str) -> N
     """
     if recorded.model.trust_remote_code and TRUST not in overrides:
         raise ExperimentError(
-            [
-                f"{run}: {recorded.model.path} brings Python code that would run here. Whoever made"
-                f" this run trusted it; if you do too, give --set {TRUST}"
-            ]
+            f"{run}: {recorded.model.path} brings Python code that would run here. Whoever made"
+            f" this run trusted it; if you do too, give --set {TRUST}"
         )

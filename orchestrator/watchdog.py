@@ -21,12 +21,12 @@ class Watchdog(tune.Callback):
 
     Arguments:
         timeout: most seconds from one report to the next; None waits forever.
-        report: is told of each worker killed.
+        say: is told of each worker killed.
     """
 
-    def __init__(self, timeout: float | None, report: Callable[[str], None]) -> None:
+    def __init__(self, timeout: float | None, say: Callable[[str], None]) -> None:
         self._timeout = timeout
-        self._report = report
+        self._say = say
         self._heard_at: dict[Trial, float] = {}  # of running trials
         self._stepped_at = time.monotonic()
 
@@ -44,7 +44,7 @@ class Watchdog(tune.Callback):
         for trial in [one for one, heard in self._heard_at.items() if now - heard > self._timeout]:
             del self._heard_at[trial]
             name = Assignment.from_config(trial.config).trial_id
-            self._report(f"{name}: no report for {self._timeout:g} s (resources.trial_timeout)")
+            self._say(f"{name}: no report for {self._timeout:g} s (resources.trial_timeout)")
             worker = trial.temporary_state.ray_actor
             assert worker is not None, "it has started"
             ray.kill(worker)

@@ -11,14 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import pandas as pd
 import psutil
 
+from orchestrator.experiment import Assignment, Experiment
+from orchestrator.history import TrialHistory
+from orchestrator.prepare import prepare
+from orchestrator.rows import Provenance, trial_record
 from results import load
+from results.schema import Status
+from results.store import TrialRecord
 from tests.conftest import data_settings
+from trainables.trial import TrialInputs, run_trial
 
 OUTCOME = [
     "trial_id",
@@ -154,14 +163,7 @@ def table(directory: Path | str) -> pd.DataFrame:
 
 def assert_same(directory: Path, expected: Path) -> None:
     """Check that a run's results are those of another run, and that no superfluous files are left."""
-    assert_same_tables(directory, expected)
-    kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
-    assert kept == sorted(load(directory).checkpoints.trial_id)
-    assert not list((directory / "states").rglob("*.safetensors")), "states of ended trials stay"
-
-
-def assert_same_tables(directory: Path | str, expected: Path) -> None:
-    """Check that a run's results are those of another run: rows, curves, checkpoints and predictions."""
+    assert_no_files_left(directory)
     found, wanted = load(directory), load(expected)
     pd.testing.assert_frame_equal(table(directory), table(expected))
     for name, columns in {
@@ -174,6 +176,60 @@ def assert_same_tables(directory: Path | str, expected: Path) -> None:
             for results in (found, wanted)
         ]
         pd.testing.assert_frame_equal(*frames)
+
+
+def assert_no_files_left(directory: Path) -> None:
+    """Check that a run has no checkpoints but those in its table, and no states."""
+    kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
+    assert kept == sorted(load(directory).checkpoints.trial_id)
+    assert not list((directory / "states").rglob("*.safetensors")), "states of ended trials stay"
+
+
+def assert_undisturbed(directory: Path | str, tolerance: float = 0.0) -> None:
+    """Check that a run's results are those of its trials, each trained here: by itself, and with no fault.
+
+    Arguments:
+        directory: the run's, a path or a URI.
+        tolerance: relative, of numbers; within it, the checkpoints' bytes may be others.
+    """
+    found = load(directory)
+    with TemporaryDirectory() as place:
+        expected = [_train_again(row, Path(place)) for row in found.trials.to_dict("records")]
+    kept = set(found.checkpoints.trial_id)
+    best = found.trials[found.trials.phase == "search"].groupby("method").validation_accuracy.idxmax()
+    assert set(found.trials.trial_id[best]) <= kept, "the best trial's checkpoint is not kept"
+    rows = {
+        "trials": [record.trial for record in expected],
+        "metrics": [row for record in expected for row in record.metrics],
+        "predictions": [row for record in expected for row in record.predictions],
+        "checkpoints": [row for record in expected for row in record.checkpoints if row["trial_id"] in kept],
+    }
+    exact = [] if tolerance else ["sha256"]
+    for name, columns in {
+        "trials": OUTCOME,
+        "metrics": CURVE,
+        "predictions": ["trial_id", "example_id", "label", "prediction", "loss"],
+        "checkpoints": ["trial_id", "evaluation", "kind", "bytes", *exact],
+    }.items():
+        frames = [
+            pd.DataFrame(frame, columns=columns).sort_values(columns[:2], ignore_index=True)
+            for frame in (vars(found)[name], rows[name])
+        ]
+        pd.testing.assert_frame_equal(*frames, check_dtype=False, rtol=tolerance, atol=0.0)
+
+
+def _train_again(row: dict[str, Any], place: Path) -> TrialRecord:
+    """Train a trial from its row, in this process, and return the record that its run should have made."""
+    settings = json.loads(row["settings"])
+    experiment = Experiment.model_validate(settings["experiment"])
+    assignment = Assignment(row["method"], settings["number"], settings["hyperparameters"], row["phase"])
+    spec, prepared = experiment.trial_spec(assignment), prepare(experiment, print)
+    test = prepared.test if assignment.phase == "confirm" else None
+    inputs = TrialInputs(spec, prepared.data, prepared.base, place / spec.trial_id, test)
+    curve = list(islice(run_trial(inputs), row["evaluations"]))
+    status: Status = "completed" if curve[-1].is_last else "stopped"
+    provenance = Provenance("", "", "", {}, None, {}, prepared.data.labels)
+    return trial_record(experiment, provenance, TrialHistory(assignment, spec, status=status, curve=curve))
 
 
 def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:

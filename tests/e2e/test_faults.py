@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,14 +13,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import psutil
 import pytest
-from filelock import FileLock
 
 from results import load
 
 if TYPE_CHECKING:
     from conftest import Ledger
 from runs import (
-    assert_same,
+    assert_no_files_left,
+    assert_undisturbed,
     finish,
     run,
     seconds_until_training,
@@ -30,7 +29,6 @@ from runs import (
     training,
     wait_for,
     wait_for_evaluations,
-    write_experiment,
 )
 
 LONG = [
@@ -54,23 +52,6 @@ def seconds_until_another_worker(pid: int, directory: Path, trial_id: str, what:
     return seconds_until_training(directory, trial_id, lambda: worker.send_signal(what))
 
 
-@pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, model_directories: dict[str, Path], data_files: dict[str, Path]
-) -> Path:
-    """The directory of a run that nothing happens to, made once for all processes that share the tests."""
-    own = tmp_path_factory.getbasetemp()
-    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "whole"
-    directory = place / "runs" / "whole"
-    with FileLock(f"{place}.lock"):
-        if not directory.exists():
-            place.mkdir()
-            experiment = write_experiment(place, model_directories["gpt2"], data_files)
-            done = run(experiment, "--name", "whole", *LONG)
-            assert done.returncode == 0, done.stderr
-    return directory
-
-
 RUN_WITH_A_CLOCK_THAT_JUMPS = """
 import sys, threading, time
 from datetime import UTC, datetime, timedelta
@@ -89,7 +70,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_workers_that_are_killed_and_hang_and_a_clock_that_jumps_change_nothing(
-    experiment: Path, tmp_path: Path, whole: Path, ledger: Ledger
+    experiment: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
     """The driver's clock: workers look at none but the monotonic one, which never jumps."""
     jump, directory = tmp_path / "jump", tmp_path / "runs" / "cut"
@@ -104,7 +85,8 @@ def test_workers_that_are_killed_and_hang_and_a_clock_that_jumps_change_nothing(
     ledger.enter("a worker dies", "SIGKILL", directory, 2, killed)
     ledger.enter("a worker hangs", "SIGSTOP; trial_timeout of 10 s", directory, 2, hung)
 
-    assert_same(directory, whole)
+    assert_undisturbed(directory)
+    assert_no_files_left(directory)
     trials = load(directory).trials.set_index("trial_id")
     assert set(trials.status) == {"completed"}
     assert trials.retries.to_dict() == {"full-000": 1, "lora-000": 1}
@@ -148,9 +130,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-def test_a_run_waits_while_its_disk_is_full(
-    small_disk: Path, experiment: Path, whole: Path, ledger: Ledger
-) -> None:
+def test_a_run_waits_while_its_disk_is_full(small_disk: Path, experiment: Path, ledger: Ledger) -> None:
     directory, printed = small_disk / "cut", experiment.with_suffix(".out")
     with open(printed, "w") as out:
         process = start(experiment, "--name", "cut", *LONG, *settings("resources.max_failures=5"), out=out)
@@ -170,7 +150,8 @@ def test_a_run_waits_while_its_disk_is_full(
     ledger.enter("the disk is full", "a tmpfs of 40 MB, filled up, then freed", directory, 2, waited)
     assert "can be written again; the run goes on" in printed.read_text()
     assert "Traceback" not in printed.read_text()
-    assert_same(directory, whole)
+    assert_undisturbed(directory)
+    assert_no_files_left(directory)
     assert not list(directory.rglob("*.tmp"))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from runs import assert_same_tables, finish, settings, start, wait_for
+from runs import assert_undisturbed, finish, settings, start, wait_for
 from s3_server import Proxy
 
 from orchestrator.run import main
@@ -59,8 +59,6 @@ SEARCH = (
 def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_while(
     experiment: Path, uri: str, s3: Proxy, tmp_path: Path
 ) -> None:
-    finish(start(experiment, *settings(*SEARCH)))
-
     process = start(experiment, *settings(*SEARCH, f"storage={uri}"))
     run = RemoteDirectory(f"{uri}/small")
     wait_for(lambda: recorded(run, "lora-000") >= 3 and run.child("states/lora-000").files())
@@ -82,7 +80,7 @@ def test_a_run_at_a_uri_that_is_killed_continued_and_loses_its_storage_for_a_whi
     assert out.count("cannot be written") == out.count("can be written again") == 1
     assert f"{run.uri}: 0 trials are done, 1 goes on" in out
     assert f"report: {run.uri}/report/index.html" in out
-    assert_same_tables(run.uri, tmp_path / "runs" / "small")
+    assert_undisturbed(run.uri)
     found = load(run.uri)
     assert not found.trials.retries.any(), "an outage disturbs no trial"
     assert len(pd.read_parquet(f"{run.uri}/trials.parquet")) == 2

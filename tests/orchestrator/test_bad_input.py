@@ -87,11 +87,14 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown nested key": (sets("search.trails=3"), ("search.trails: unknown key", "did you mean trials?")),
     "wrong type": (sets("search.trials=many"), ("search.trials: expected a valid integer", "'many'")),
     "too few trials": (sets("search.trials=0"), ("search.trials", "greater than or equal to 1", "got 0")),
-    "two kinds of purse": (
+    "two kinds of budget": (
         sets("budget={examples: 10, train_seconds: 1}"),
         ("good.yaml: budget.train_seconds and examples are both set; expected one of them",),
     ),
-    "purse of nothing": (sets("budget.train_seconds=0"), ("budget.train_seconds", "greater than 0", "got 0")),
+    "budget of nothing": (
+        sets("budget.train_seconds=0"),
+        ("budget.train_seconds", "greater than 0", "got 0"),
+    ),
     "negative confirm seeds": (sets("confirm.seeds=-1"), ("confirm.seeds", "greater than or equal to 0")),
     "unknown sampler": (sets("search.sampler=grid"), ("search.sampler", "'tpe'", "'grid'")),
     "unknown dtype": (sets("model.dtype=int4"), ("model.dtype", "'float32'", "'int4'")),
@@ -258,6 +261,11 @@ def test_existing_run_directory_is_refused(workplace: Path, capfd: pytest.Captur
 def test_all_problems_are_shown_at_once(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["good.yaml", *sets("seed=-1", "search.trials=0", "methods.lora.rank=[0]")]) == 2
     assert len(capfd.readouterr().err.strip().splitlines()) == 3
+    wanted = sets("resources.cpus_per_trial=5000", "resources.gpus_per_trial=1000")
+    assert main(["good.yaml", "--name", "taken", *wanted]) == 2
+    problems = capfd.readouterr().err.splitlines()
+    keys = ["name", "resources.cpus_per_trial", "resources.gpus_per_trial"]
+    assert [line.split(": ")[:2] for line in problems] == [["good.yaml", key] for key in keys]
 
 
 def test_dry_run_prints_the_plan_and_makes_nothing(

@@ -10,8 +10,9 @@ from orchestrator.cluster import Cluster, connect
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.nodes import Node
-from orchestrator.reservations import check_resources
+from orchestrator.reservations import resource_problems
 from orchestrator.run import main
+from orchestrator.settings import ResourceSettings
 
 SMALL, LARGE, GPUS = Node("small", 2, 0), Node("large", 4, 0), Node("gpus", 1, 2)
 
@@ -39,7 +40,7 @@ def test_a_trial_fits_one_node(cpus: float, gpus: float, slots: int) -> None:
     """Counted by hand: what is left over on one node is of no use to another."""
     cluster = Cluster((SMALL, LARGE, GPUS), is_joined=True, dashboard=None)
     assert cluster.slots(asking(cpus, gpus)) == slots
-    check_resources(asking(cpus, gpus), cluster.nodes)
+    assert not resource_problems(asking(cpus, gpus).resources, cluster.nodes)
 
 
 def test_a_trial_of_several_workers_takes_places_on_several_nodes() -> None:
@@ -49,7 +50,7 @@ def test_a_trial_of_several_workers_takes_places_on_several_nodes() -> None:
         resources = {"workers_per_trial": workers}
         experiment = Experiment.model_validate({"resources": resources})
         assert cluster.slots(experiment) == trials
-        check_resources(experiment, cluster.nodes)
+        assert not resource_problems(experiment.resources, cluster.nodes)
 
 
 def test_nodes_are_read_from_what_ray_calls_their_resources() -> None:
@@ -85,22 +86,18 @@ def test_gpus_that_no_trial_asks_for_are_mentioned() -> None:
 def test_what_no_node_has_room_for_is_refused(
     nodes: list[Node], cpus: float, gpus: float, fragments: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ExperimentError) as refused:
-        check_resources(asking(cpus, gpus), nodes, "file.yaml")
-    [problem] = refused.value.problems
-    assert problem.startswith("file.yaml: resources")
-    assert all(fragment in problem for fragment in fragments)
+    [problem] = resource_problems(asking(cpus, gpus).resources, nodes)
+    assert all(fragment in str(problem) for fragment in fragments)
 
 
 def test_nodes_that_may_come_are_not_counted_twice() -> None:
     """Of two machines of one GPU each that the autoscaler may start, one or both are there."""
     gpu = Node("gpu", 1, 1)
-    two = Experiment.model_validate({"resources": {"workers_per_trial": 2, "gpus_per_trial": 1}})
-    four = Experiment.model_validate({"resources": {"workers_per_trial": 4, "gpus_per_trial": 1}})
+    two, four = (ResourceSettings(workers_per_trial=workers, gpus_per_trial=1) for workers in (2, 4))
     for there in ([gpu], [gpu, gpu]):
-        check_resources(two, there, to_come=[gpu, gpu])
-        with pytest.raises(ExperimentError, match="workers_per_trial: asks for 4, but there is room for 2"):
-            check_resources(four, there, to_come=[gpu, gpu])
+        assert not resource_problems(two, there, to_come=[gpu, gpu])
+        [problem] = resource_problems(four, there, to_come=[gpu, gpu])
+        assert str(problem) == "resources.workers_per_trial: asks for 4, but there is room for 2"
 
 
 def test_an_address_at_which_nothing_is(capfd: pytest.CaptureFixture[str]) -> None:

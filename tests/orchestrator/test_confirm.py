@@ -45,7 +45,7 @@ def experiment(model_directories: dict[str, Path], data_files: dict[str, Path], 
 
 @pytest.mark.usefixtures("local_ray")
 def test_the_search_ends_well_beside_a_test_split_that_raises_when_it_is_read(experiment: Experiment) -> None:
-    prepared = prepare(experiment, lambda text: None, "test")
+    prepared = prepare(experiment, lambda text: None)
     directory = experiment.run_directory
     directory.mkdir(parents=True)
     with Display(Console(quiet=True), experiment, []) as display:

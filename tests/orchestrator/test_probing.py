@@ -80,7 +80,7 @@ def test_gpus_of_several_types_are_refused_before_anything_is_tried(
     nodes = (Node("head", 4, 0), Node("one", 8, 1, gpu_type="A100"), Node("other", 8, 1, gpu_type="T4"))
     expected = "resources: auto: expected GPUs of one type, got A100, T4; set resources.gpus_per_trial"
     with pytest.raises(ExperimentError, match=expected):
-        fit_resources(experiment, prepared, Cluster(nodes, is_joined=True, dashboard=None), print, "here")
+        fit_resources(experiment, prepared, Cluster(nodes, is_joined=True, dashboard=None), print)
 
 
 def test_the_hungriest_trial_has_the_largest_of_everything(

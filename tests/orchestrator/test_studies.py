@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray.tune.result import TIME_TOTAL_S
 
-from orchestrator.budget import Purse
+from orchestrator.budget import MethodBudgets
 from orchestrator.experiment import Assignment, derive_seed
 from orchestrator.reports import OBJECTIVE, POINT, STATUS, WORST
 from orchestrator.settings import BudgetSettings
@@ -106,10 +106,10 @@ def test_a_method_learns_from_its_own_trials_only(sampler: SamplerName) -> None:
     assert alone == beside
 
 
-def run_with_purse(does_fail: Callable[[Assignment], bool]) -> Counter[str]:
+def run_with_budgets(does_fail: Callable[[Assignment], bool]) -> Counter[str]:
     """Run trials of a hundred examples, of which each method may see a thousand; count a method's trials."""
-    purse = Purse(BudgetSettings(examples=1000))
-    studies = MethodStudies(make_studies("random")._studies, 3, purse)
+    budgets = MethodBudgets(BudgetSettings(examples=1000))
+    studies = MethodStudies(make_studies("random")._studies, 3, budgets)
     counts: Counter[str] = Counter()
     while trial := studies.suggest("t"):
         counts[trial.method] += 1
@@ -117,20 +117,20 @@ def run_with_purse(does_fail: Callable[[Assignment], bool]) -> Counter[str]:
             studies.on_trial_complete("t", None, error=True)
         else:
             values = dict.fromkeys(Evaluation.__dataclass_fields__) | {"examples": 100}
-            purse.note(trial.method, trial.trial_id, {POINT: Evaluation(**values)})  # type: ignore[arg-type]
+            budgets.note(trial.method, trial.trial_id, {POINT: Evaluation(**values)})  # type: ignore[arg-type]
             studies.on_trial_complete("t", {OBJECTIVE: 0.5})
     return counts
 
 
-def test_a_purse_is_spent_whatever_fails_now_and_then() -> None:
+def test_a_budget_is_spent_whatever_fails_now_and_then() -> None:
     def is_third(trial: Assignment) -> bool:
         return trial.method == "lora" and trial.number % 3 == 2
 
-    assert run_with_purse(is_third) == {"full": 10, "lora": 10 + 4}
+    assert run_with_budgets(is_third) == {"full": 10, "lora": 10 + 4}
 
 
-def test_a_method_that_does_nothing_but_fail_ends_with_a_full_purse() -> None:
-    assert run_with_purse(lambda trial: trial.method == "lora") == {"full": 10, "lora": 3}
+def test_a_method_that_does_nothing_but_fail_ends_with_its_budget_unspent() -> None:
+    assert run_with_budgets(lambda trial: trial.method == "lora") == {"full": 10, "lora": 3}
 
 
 @pytest.mark.parametrize("done", [1, 5, 8, 12])

@@ -133,13 +133,10 @@ def test_every_prefix_of_the_stratified_order_keeps_the_shares(
         assert abs(np.sum(taken == label) - expected) <= len(set(labels)) / 2 + 0.5
 
 
-def test_the_embedded_dataset_is_the_same_each_time_and_its_splits_are_apart() -> None:
+def test_the_splits_of_the_embedded_dataset_are_apart() -> None:
     splits = embedded_splits()
-    assert embedded_splits() == splits
     texts = [text for split in splits.values() for text in split[0]]
     assert len(set(texts)) == len(texts)
-    words = {name: {word for text in split[0] for word in text.split()} for name, split in splits.items()}
-    assert "riveting" in words["validation"] - words["train"]
     assert {name: len(split[0]) for name, split in splits.items()} == {
         "train": 2000,
         "validation": 600,
