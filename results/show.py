@@ -13,7 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from results.analysis import summary, verdict
-from results.analysis.metrics import COMPARABLE, HIGHER_IS_BETTER, check_metric, why_costs_mislead
+from results.analysis.bootstrap import estimate
+from results.analysis.metrics import (
+    COMPARABLE,
+    HIGHER_IS_BETTER,
+    check_metric,
+    level_with_interval,
+    samples,
+    why_costs_mislead,
+)
+from results.analysis.summary import DRAWS
 from results.errors import ResultSetError
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.loading import load
@@ -29,7 +38,7 @@ def render(results: ResultSet, metric: str = "test_accuracy", sort: str | None =
     parts: list[Any] = []
     for experiment in results.trials.experiment.unique():
         rows = _sorted(table[table.experiment == experiment], sort)
-        parts.append(_table(experiment, rows))
+        parts.append(_table(experiment, rows, metric, _judged(results, experiment, metric)))
         parts.append(Text(verdict(results, experiment, metric)))
         if reason := why_costs_mislead(results.trials[results.trials.experiment == experiment]):
             parts.append(Text(reason))
@@ -45,27 +54,37 @@ def _sorted(rows: pd.DataFrame, sort: str | None) -> pd.DataFrame:
     return rows.sort_values(sort, ascending=sort not in HIGHER_IS_BETTER)
 
 
-def _table(experiment: str, rows: pd.DataFrame) -> Table:
-    confirmed = rows.test_accuracy.notna().any()
+def _judged(results: ResultSet, experiment: str, metric: str) -> dict[str, str]:
+    """Return each confirmed method's mean of a metric over the confirm phase, with its 95% interval."""
+    found = {name: estimate(one) for name, one in samples(results, experiment, metric, DRAWS).items()}
+    return {
+        name: level_with_interval(one.mean, one.low, one.high, metric)
+        for name, one in found.items()
+        if one.seeds
+    }
+
+
+def _table(experiment: str, rows: pd.DataFrame, metric: str, judged: dict[str, str]) -> Table:
     table = Table(title=Text(experiment), title_justify="left", box=None, pad_edge=False)
     table.add_column("method")
     table.add_column("trials", justify="right")
     table.add_column("validation", justify="right")
-    if confirmed:
-        table.add_column("test [95%]", justify="right", no_wrap=True)
+    if judged:
+        heading = "test" if metric == "test_accuracy" else metric.replace("_", " ")
+        table.add_column(f"{heading} [95%]", justify="right", no_wrap=True)
     table.add_column("best configuration", overflow="fold", ratio=1)
     for heading in ("trainable", "model MB", "peak MB", "train s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for _, row in rows.iterrows():
         count = f"{row.trials}" + (f" ({row.failed} failed)" if row.failed else "")
         if pd.isna(row.validation_accuracy):
-            table.add_row(Text(row.method), count, "-", *(["-"] if confirmed else []), "no trial finished")
+            table.add_row(Text(row.method), count, "-", *(["-"] if judged else []), "no trial finished")
             continue
         table.add_row(
             Text(row.method),
             count,
             f"{row.validation_accuracy:.1%}",
-            *([_interval(row)] if confirmed else []),
+            *([judged.get(row.method, "-") + _failed(row)] if judged else []),
             Text(describe_hyperparameters(hyperparameters_of(row))),
             _number(row.trainable_parameters),
             _number(row.model_bytes, 1e6, 1),
@@ -75,12 +94,8 @@ def _table(experiment: str, rows: pd.DataFrame) -> Table:
     return table
 
 
-def _interval(row: pd.Series) -> str:
-    failed = f" ({row.confirm_failed} failed)" if row.confirm_failed else ""
-    if pd.isna(row.test_accuracy):
-        return f"-{failed}"
-    low, high = 100 * row.test_accuracy_low, 100 * row.test_accuracy_high
-    return f"{row.test_accuracy:.1%} [{low:.1f}, {high:.1f}]{failed}"
+def _failed(row: pd.Series) -> str:
+    return f" ({row.confirm_failed} failed)" if row.confirm_failed else ""
 
 
 def _number(value: Any, unit: float = 1, digits: int = 0) -> str:
@@ -102,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--metric",
         default="test_accuracy",
         metavar="NAME",
-        help=f"metric of the verdict (default test_accuracy): {', '.join(COMPARABLE)}",
+        help=f"what methods are judged by (default test_accuracy): {', '.join(COMPARABLE)}",
     )
     parser.add_argument(
         "--sort", metavar="COLUMN", help="column to sort methods by, of those in --format csv"

@@ -1,4 +1,4 @@
-"""Differences between the methods of an experiment, with intervals and verdicts."""
+"""Differences between the methods of an experiment, with intervals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from results.analysis.metrics import (
     ON_THIS_SPLIT,
     amount,
     check_metric,
-    confirmed,
     failed_confirms,
-    level,
     reach,
     samples,
 )
@@ -108,10 +106,10 @@ def describe(
     a: str, b: str, found: Estimate, metric: str, different: bool, failed: Mapping[str, tuple[int, int]]
 ) -> str:
     """Describe the difference a - b in words, such as "lora beats full by 1.9 points [0.6, 3.1]"."""
-    failures = "".join(f"; {name}: {_failed(*failed[name])}" for name in (a, b) if name in failed)
+    failures = "".join(f"; {name}: {count_failed(*failed[name])}" for name in (a, b) if name in failed)
     if not different:
         return f"{a} and {b}: {_tie(found.seeds, found.low, found.high, metric)}{failures}"
-    winner, loser = (a, b) if _is_first_better(found.mean, metric) else (b, a)
+    winner, loser = (a, b) if is_first_better(found.mean, metric) else (b, a)
     low, high = sorted((abs(found.low), abs(found.high)))
     numbers = [amount(value, metric).split()[0] for value in (low, high)]
     split = f", {ON_THIS_SPLIT}" if metric in OF_VALIDATION else ""
@@ -128,98 +126,11 @@ def _tie(seeds: int, low: float, high: float, metric: str) -> str:
     return f"no difference shown ({reach(low, high, metric)})"
 
 
-def _failed(failed: int, trials: int) -> str:
+def count_failed(failed: int, trials: int) -> str:
+    """Say how many of a method's confirm trials failed."""
     return f"{failed} of {trials} confirm trials failed"
 
 
-def _is_first_better(difference: float, metric: str) -> bool:
+def is_first_better(difference: float, metric: str) -> bool:
+    """Say whether a is better than b, of which the difference is a - b."""
     return (difference < 0) == (metric in LOWER_IS_BETTER)
-
-
-def verdict(results: ResultSet, experiment: str, metric: str = "test_accuracy") -> str:
-    """Say which method of an experiment to use, as far as its confirm phase shows.
-
-    The method with the best mean is compared with all others that were confirmed. Means are over the confirm
-    trials that did not fail; failed ones are counted in words.
-    """
-    by_method = samples(results, experiment, metric, DRAWS)
-    failed = failed_confirms(results, experiment)
-    if not by_method:
-        return (
-            f"Not compared: no {_words(metric)} recorded for any confirmed method."
-            if len(confirmed(results, experiment))
-            else "Not confirmed: without test results, no method can be shown to be better than another."
-        ) + _list_failed(failed)
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    order = sorted(by_method, key=lambda method: sign * float(by_method[method].values.mean()))
-    best, others = order[0], order[1:]
-    mine = estimate(by_method[best])
-    most = "lowest" if metric in LOWER_IS_BETTER else "highest"
-    has = f"{best} has the {most} {_words(metric)}: {level(mine.mean, metric)}"
-    if best in failed:
-        count, tried = failed.pop(best)
-        has += f", but {count} of its {tried} confirm trials failed"
-    trials = results.trials
-    searched = trials[(trials.experiment == experiment) & (trials.phase == "search")].method.unique()
-    missing = [str(method) for method in searched if method not in by_method]
-    so_far = _against_guessing(results, experiment, by_method) if metric == "test_accuracy" else ""
-    so_far += f" Not confirmed, so not compared: {_list(missing)}." if missing else ""
-    so_far += _list_failed(failed)
-    if not others:
-        return f"{has}.{so_far if missing else ' It is the only method.' + so_far}"
-    table = compare(results.of(experiment), metric)
-    involved = table[(table.method_a == best) | (table.method_b == best)]
-    involved = involved.set_index(involved.method_a.where(involved.method_b == best, involved.method_b))
-    only = " A single seed shows no difference: chance in training is not accounted for."
-    only = only if involved.seeds.max() == 1 else ""
-    split = f" {ON_THIS_SPLIT.capitalize()}." if metric in OF_VALIDATION else ""
-    return f"{has}; as tuned here, it {_against(best, involved.loc[others], metric)}.{only}{split}{so_far}"
-
-
-def _against_guessing(results: ResultSet, experiment: str, by_method: Mapping[str, Sample]) -> str:
-    """Say what the most frequent label as the only answer scores on test, and who may be no better."""
-    predictions = results.predictions[results.predictions.experiment == experiment]
-    labels = predictions[predictions.trial_id == predictions.trial_id.iloc[0]].label
-    share = float(labels.value_counts(normalize=True).iloc[0])
-    said = f" Always answering {labels.mode()[0]!r} scores {level(share, 'test_accuracy')}"
-    doubtful = [method for method, sample in by_method.items() if not estimate(sample).low > share]
-    return said + (f"; {_list(doubtful)} may be no better." if doubtful else ".")
-
-
-def _against(best: str, pairs: pd.DataFrame, metric: str) -> str:
-    """Say how the best method does against each other, which ``pairs`` has by name."""
-    beaten, beating, tied = [], [], []
-    for name, pair in pairs.iterrows():
-        if not pair.different:
-            tied.append(f"{name}{_reach(pair, pairs.seeds.max())}")
-        elif _is_first_better(pair.difference, metric) == (pair.method_a == best):
-            beaten.append(str(name))
-        else:  # on the seeds of both; on all of its own it is worse
-            beating.append(str(name))
-    parts = []
-    if beaten:
-        parts.append(f"beats {_list(beaten)}")
-    if tied:
-        parts.append(f"shows no difference from {_list(tied)}")
-    if beating:
-        parts.append(f"is beaten on their common seeds by {_list(beating)}")
-    return ", but ".join(parts)
-
-
-def _reach(pair: pd.Series, most_seeds: int) -> str:
-    """Say in brackets how large a difference may be that is not shown, or why that is unknown."""
-    if pair.seeds > 1:
-        return f" ({reach(pair.low, pair.high, pair.metric)})"
-    return "" if most_seeds == 1 else f" ({'one' if pair.seeds else 'no'} seed in common)"
-
-
-def _list_failed(failed: Mapping[str, tuple[int, int]]) -> str:
-    return "".join(f" {method}: {_failed(*counts)}." for method, counts in failed.items())
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

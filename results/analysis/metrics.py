@@ -74,6 +74,14 @@ def level(value: float, metric: str) -> str:
     return f"{100 * value:.1f}%" if metric in SHARES else amount(value, metric)
 
 
+def level_with_interval(mean: float, low: float, high: float, metric: str) -> str:
+    """Format a metric's mean with its interval, such as ``82.1% [79.5, 84.4]``; NaN bounds are none."""
+    if pd.isna(low):
+        return level(mean, metric)
+    bounds = [re.sub("[^0-9.,-]", "", level(bound, metric)) for bound in (low, high)]
+    return f"{level(mean, metric)} [{', '.join(bounds)}]"
+
+
 def good_trials(trials: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     """Return the search trials that did not fail and have all the given metrics."""
     return trials[(trials.phase == "search") & ~trials.status.isin(FAILED)].dropna(subset=list(metrics))
@@ -128,6 +136,20 @@ def why_costs_mislead(trials: pd.DataFrame) -> str:
     if trials.gpus_per_trial.between(0, 1, inclusive="neither").any():
         return "Trials shared GPUs: do not compare their times."
     return ""
+
+
+def guessing(predictions: pd.DataFrame, metric: str) -> tuple[str, float]:
+    """Return the most frequent label, and what giving it as the only answer scores on test.
+
+    Arguments:
+        predictions: of one experiment.
+        metric: ``test_accuracy`` or ``test_macro_f1``.
+    """
+    labels = predictions[predictions.trial_id == predictions.trial_id.iloc[0]].label
+    shares = labels.value_counts(normalize=True)
+    most = float(shares.iloc[0])
+    # Only this label's F1 is not 0: its recall is 1, and its precision is its share.
+    return str(labels.mode()[0]), most if metric == "test_accuracy" else 2 * most / (1 + most) / len(shares)
 
 
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:

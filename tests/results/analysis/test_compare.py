@@ -245,5 +245,38 @@ def test_what_is_no_better_than_the_most_frequent_label_is_named() -> None:
         row["label"] = "0" if row["example_id"] < 240 else "1"
         row["prediction"] = row["label"] if is_right else {"0": "1", "1": "0"}[row["label"]]
     said = verdict(made.results(), "made-up")
-    assert said.endswith(" Always answering '0' scores 60.0%; head may be no better."), said
+    assert " Always answering '0' scores 60.0%; head may be no better." in said
+    said = verdict(made.results(), "made-up", "test_macro_f1")
+    assert " Always answering '0' scores 37.5%." in said, "F1 of 0.75 and 0"
     assert "Always" not in verdict(made.results(), "made-up", "test_loss")
+
+
+def test_where_nothing_is_learned_no_method_leads() -> None:
+    made = make_up(accuracy={"head": 0.5, "lora": 0.5}, examples=400)
+    for row in made.predictions:
+        if row["method"] == "lora" and row["seed"] < 2:
+            row["prediction"] = "1"
+    said = verdict(made.results(), "made-up")
+    nothing = "No method is shown to be better than always answering '0', which scores 50.0%. "
+    assert said.startswith(nothing)
+    assert said.endswith(" All examples get the same answer from lora on 2 of 3 seeds.")
+
+
+def test_of_methods_that_are_tied_the_cheapest_are_named() -> None:
+    """By what is shown and matters: lora takes a tenth longer than full, and no less than head by far."""
+    made = make_up(accuracy={"head": 0.7, "full": 0.9, "lora": 0.9}, examples=400)
+    for row in made.trials:
+        if row["method"] == "lora":
+            row |= {"checkpoint_bytes": 10**5, "train_seconds": row["train_seconds"] - 2.5}
+    said = verdict(made.results(), "made-up")
+    leader, other = ("full", "lora") if said.startswith("full") else ("lora", "full")
+    fastest = (
+        "lora trains fastest (9.6 s against 11.1 s)" if leader == "full" else "lora trains fastest (9.6 s)"
+    )
+    assert f" Of {leader} and {other}, {fastest} and has the smallest checkpoint (0.1 MB" in said
+    assert "full needs the least memory (200.0 MB" in said
+    for row in made.trials:
+        row["trials_per_pack"] = 2
+    said = verdict(made.results(), "made-up")
+    assert f" Of {leader} and {other}, lora has the smallest checkpoint (0.1 MB" in said
+    assert not said.count("trains fastest") + said.count("least memory")

@@ -147,7 +147,7 @@ def test_an_experiment_that_has_just_begun(browser: Browser, tmp_path: Path) -> 
 def test_a_single_method(browser: Browser, tmp_path: Path) -> None:
     opened = Opened(browser, write_report(make_up(accuracy={"lora": 0.8}).results(), tmp_path))
     opened.check()
-    assert " It is the only method. " in opened.page.locator(".verdict").inner_text()
+    assert " There is no other method to compare it with." in opened.page.locator(".verdict").inner_text()
     assert "Differences" not in opened.headings()
 
 
