@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainables.base_model import load_base, load_tokenizer
 from trainables.batches import Batch, batch_positions, make_batch
 from trainables.data import TokenizedSplit, load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.setup import TrialSpec, set_up
 from trainables.stretch import Stretch, train
-from trainables.trial import CPU, TrialSpec, set_up
+from trainables.trial import CPU
 
 BATCH_SIZE = 16
 

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainables.base_model import load_base
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.methods import METHODS
+from trainables.pretrained import load_base
 from trainables.settings import ModelSettings, TrainingSettings
-from trainables.trial import TrialInputs, TrialSpec, failure_status, run_trial
+from trainables.setup import TrialSpec
+from trainables.trial import TrialInputs, failure_status, run_trial
 
 SIZES = {
     "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12},

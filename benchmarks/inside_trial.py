@@ -42,15 +42,17 @@ from transformers.utils import logging
 
 from benchmarks.machine import machine
 from benchmarks.plain_tune import TARGETS
-from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.base_model import BaseModel
 from trainables.batches import Batch, batch_positions, training_batches
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.measure import synchronize
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.setup import TrialSpec, set_up
 from trainables.training import Trained, train_step
-from trainables.trial import CPU, PADDED_TO, TrialSpec, set_up
+from trainables.trial import CPU, PADDED_TO
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCH_SIZE, SEED = 16, 1

@@ -27,13 +27,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.machine import machine
 from orchestrator.cluster import WORKER_ENVIRONMENT
-from trainables.base_model import BaseModel, load_base
+from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import give_back_memory
 from trainables.methods import METHODS
+from trainables.pretrained import load_base
 from trainables.quantization import with_quantized
 from trainables.settings import ModelSettings, TrainingSettings
-from trainables.trial import TrialInputs, TrialSpec, run_trial
+from trainables.setup import TrialSpec
+from trainables.trial import TrialInputs, run_trial
 
 LABELS = ("negative", "positive")
 EXAMPLES, BATCH_SIZE, LENGTH, PERIOD = 128, 16, 32, 0.02

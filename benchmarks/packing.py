@@ -34,16 +34,18 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.machine import machine
-from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.base_model import BaseModel
 from trainables.batches import training_batches
 from trainables.data import TokenizedSplit, load_data, read_data
 from trainables.measure import synchronize
 from trainables.methods import METHODS
 from trainables.pack import Pack
 from trainables.parallel import ALONE
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
+from trainables.setup import TrialSpec, set_up
 from trainables.stretch import Stretch, train
-from trainables.trial import PADDED_TO, TrialSpec, set_up
+from trainables.trial import PADDED_TO
 
 BATCH_SIZE = 16
 RANKS = (4, 8, 16, 32)

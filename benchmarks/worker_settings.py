@@ -30,14 +30,15 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from benchmarks.inside_trial import SEED, SHARED, TRAINING, Task, take_steps
 from benchmarks.machine import machine
 from orchestrator.cluster import WORKER_ENVIRONMENT
-from trainables.base_model import load_base, load_tokenizer
 from trainables.batches import training_batches
 from trainables.data import load_data, read_data
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.scoring import evaluate
 from trainables.settings import DataSettings, ModelSettings
-from trainables.trial import CPU, TrialSpec, evaluation_batches, set_up
+from trainables.setup import TrialSpec, set_up
+from trainables.trial import CPU, evaluation_batches
 
 SMALL = SHARED / "models" / "gpt2-mini-reviews"
 AS_IT_COMES, AS_WORKERS, MEDIUM = "as it comes", "as workers", "as workers, medium"

@@ -121,7 +121,7 @@ def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None
     """
     directory = run_directory(options.resume)
     if is_uri(options.resume):
-        from orchestrator.mirror import fetch
+        from orchestrator.fetch import fetch
 
         if options.dry_run and not directory.exists():
             held.callback(shutil.rmtree, directory, ignore_errors=True)

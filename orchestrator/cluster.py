@@ -24,7 +24,7 @@ from ray.exceptions import AuthenticationError, RpcError
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
-from orchestrator.nodes import Node, alive_nodes, node_types
+from orchestrator.nodes import Node, alive_nodes, node_types, trials_at_once
 
 CONNECT_SECONDS = 10
 """How long an address may take to answer."""
@@ -65,10 +65,7 @@ class Cluster:
 
     def slots(self, experiment: Experiment) -> int:
         """Return how many trials run at once on the present nodes."""
-        resources = experiment.resources
-        fits = sum(node.slots(resources) for node in self.nodes) // resources.workers_per_trial
-        fits *= resources.pack_size
-        return max(1, min(fits, resources.max_concurrent or fits))
+        return trials_at_once(self.nodes, experiment.resources)
 
     def unused(self, experiment: Experiment) -> str | None:
         """Return a message if there are GPUs and no trial asks for one."""

@@ -34,7 +34,7 @@ from trainables.settings import (
     TrainingDefaults,
     TrainingSettings,
 )
-from trainables.trial import TrialSpec
+from trainables.setup import TrialSpec
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """What a method's name may be: file names begin with it."""

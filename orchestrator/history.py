@@ -12,7 +12,7 @@ from orchestrator.experiment import Assignment
 from orchestrator.reports import learned
 from results.evaluation import Evaluation, TestOutcome
 from results.schema import ENDED_WELL, Status
-from trainables.trial import TrialSpec
+from trainables.setup import TrialSpec
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from orchestrator.nodes import room
+from orchestrator.nodes import alive_nodes, node_types, trials_at_once
 from orchestrator.settings import ResourceSettings
 
 
@@ -26,5 +26,4 @@ class RoomLimiter(ConcurrencyLimiter):
         return super().suggest(trial_id)
 
     def _room(self) -> int:
-        there = room(self._resources)
-        return min(there, self._resources.max_concurrent or there)
+        return max(trials_at_once(nodes, self._resources) for nodes in (alive_nodes(), node_types()))

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,18 +20,14 @@ from typing import Final, NamedTuple
 from orchestrator.errors import ExperimentError
 from orchestrator.history import TrialHistory
 from orchestrator.storage import TAKEN
-from results.errors import ResultSetError
 from results.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteDirectory, StorageError, patiently, reason
-from results.schema import UNFINISHED
-from results.store import TRIALS_FILE, read_journal
+from results.store import TRIALS_FILE
 
 COPY_EVERY_SECONDS = 1.0
 LARGE_BYTES, COPY_SHARE = 1 << 20, 0.05
 """Larger files, such as logs, are uploaded less often if that would take more than this share of the time."""
 BEAT_SECONDS = 20.0
 """Time between a driver's signs of life."""
-SILENT_SECONDS = 90.0
-"""A driver without a sign of life for this long is gone."""
 CLAIM_SECONDS = 60.0
 """How long a run waits for its storage before it starts."""
 AT_ONCE = 8
@@ -64,8 +60,8 @@ class Mirror:
     Arguments:
         directory: the local copy.
         uri: where the run is stored.
-        known: for a run that continues, the files at the URI and their stamps in the copy, as :func:`fetch`
-            returns them; None for a new run.
+        known: for a run that continues, the files at the URI and their stamps in the copy, as
+            :func:`orchestrator.fetch.fetch` returns them; None for a new run.
     """
 
     def __init__(self, directory: Path, uri: str, known: Mapping[str, Stamp | None] | None = None) -> None:
@@ -178,7 +174,7 @@ class Mirror:
         """Upload what is new or changed, and remove what is gone."""
         with self._lock:
             dropped = list(self._dropped)
-        found = dict(_scan(self._directory))
+        found = dict(find_files(self._directory))
         changed = [name for name, stamp in found.items() if self._known.get(name) != stamp]
         now = time.monotonic()
         is_last = self._done.is_set()
@@ -221,7 +217,7 @@ class Mirror:
         """Give a sign of life; end the run if another driver has taken it over."""
         if self._beaten_at and time.monotonic() - self._beaten_at < BEAT_SECONDS:
             return
-        other = _driver(self._remote)
+        other = read_driver(self._remote)
         if self._beaten_at and other and other["token"] != self._token:
             self._is_taken = True
             self._say(f"{self._remote}: {other['host']} has taken over this run; it ends here")
@@ -237,7 +233,7 @@ class Mirror:
         self._beaten_at = time.monotonic()
 
 
-def _scan(directory: Path) -> Iterator[tuple[str, Stamp]]:
+def find_files(directory: Path) -> Iterator[tuple[str, Stamp]]:
     """Find the files to upload: none whose name begins with a dot, as those of unfinished ones do."""
     for above, directories, files in os.walk(directory):
         is_top = Path(above) == directory
@@ -255,7 +251,12 @@ def _scan(directory: Path) -> Iterator[tuple[str, Stamp]]:
             yield file.relative_to(directory).as_posix(), stamp
 
 
-def _driver(remote: RemoteDirectory) -> dict[str, str] | None:
+def read_driver(remote: RemoteDirectory) -> dict[str, str] | None:
+    """Return what the last driver has said there: its token, host, copy and last sign of life.
+
+    Raises:
+        StorageError: if it is not what a driver says, or cannot be read.
+    """
     try:
         said = json.loads(remote.read(DRIVER_FILE))
         return {name: str(said[name]) for name in ("token", "host", "copy", "at")}
@@ -265,87 +266,3 @@ def _driver(remote: RemoteDirectory) -> dict[str, str] | None:
         raise StorageError(
             f"{remote}/{DRIVER_FILE}: not what a driver writes; remove it if no driver runs there"
         ) from None
-
-
-def fetch(uri: str, directory: Path, tidies: bool = True) -> dict[str, Stamp | None]:
-    """Make the local copy of a run that is to be continued.
-
-    If this machine ran it last, its own copy is the newest, and stays. Of the workers' states only the names
-    are fetched, as directories in ``states/``. ``tidies`` removes from the URI what a driver that died still
-    had to remove, and states that are newer than their trial's record.
-
-    Returns the files that are at the URI, with their stamps in the copy; None for one that may differ. If no
-    run is there, nothing is touched.
-
-    Raises:
-        ExperimentError: if the storage cannot be read, or another machine runs it.
-    """
-    try:
-        remote = RemoteDirectory(uri)
-        _check_silent(directory, remote)
-        own = _is_newest(directory, remote)
-        if not own and not remote.has("experiment.json"):
-            return {}
-        files = remote.files()
-        copied = [name for name in files if name.partition("/")[0] not in (*WORKERS_OWN, DRIVER_FILE)]
-        if not own:
-            _clear(directory)
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(lambda name: remote.download(name, directory / name), copied))
-        _tidy(directory, remote if tidies else None, files)
-    except ResultSetError as error:
-        raise ExperimentError(str(error)) from None
-    except (StorageError, OSError) as error:
-        raise ExperimentError(f"{uri}: cannot be read: {reason(error)}") from None
-    return dict.fromkeys(copied) if own else dict(_scan(directory))
-
-
-def _is_newest(directory: Path, remote: RemoteDirectory) -> bool:
-    """Say whether a local copy is the last driver's, or one whose run never reached the storage."""
-    token = directory / TOKEN_FILE
-    said = _driver(remote)
-    return token.exists() and (said["token"] == token.read_text() if said else not remote.exists())
-
-
-def _clear(directory: Path) -> None:
-    """Empty a local copy, except for the lock that is held."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not path.name.endswith(".lock"):
-            path.unlink()
-
-
-def _check_silent(directory: Path, remote: RemoteDirectory) -> None:
-    """Refuse a run whose driver runs on another machine; on this one, the copy's lock tells."""
-    said = _driver(remote)
-    if said is None or (said["host"], said["copy"]) == (socket.gethostname(), str(directory)):
-        return
-    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(said["at"])).total_seconds())
-    if seconds < SILENT_SECONDS:
-        raise ExperimentError(
-            f"{remote}: {said['host']} was running it {seconds:.0f} s ago; expected one driver at a time:"
-            f" end it, or if it is gone, try again in {SILENT_SECONDS - seconds:.0f} s"
-        )
-
-
-def _tidy(directory: Path, remote: RemoteDirectory | None, files: Iterable[str]) -> None:
-    """Remove workers' files that belong to no record, and list the states that stay as directories."""
-    shutil.rmtree(directory / "states", ignore_errors=True)
-    records = {str(record.trial["trial_id"]): record for record in read_journal(directory)}
-    parts = [part for file in files if len(part := file.split("/")) > 2]
-    unknown = []
-    for trial_id, name in sorted({(part[1], part[2]) for part in parts if part[0] == "states"}):
-        record, evaluation = records.get(trial_id), name.partition("-")[0]
-        goes_on = record is not None and record.trial["status"] in UNFINISHED
-        if record and goes_on and evaluation.isdecimal() and int(evaluation) <= len(record.metrics):
-            (directory / "states" / trial_id / name).mkdir(parents=True)
-        else:
-            unknown.append(f"states/{trial_id}/{name}")
-    for trial_id in sorted({part[1] for part in parts if part[0] == "checkpoints"}):
-        record = records.get(trial_id)
-        if record is None or (record.trial["status"] not in UNFINISHED and not record.checkpoints):
-            unknown.append(f"checkpoints/{trial_id}")
-    for name in unknown if remote else ():
-        assert remote
-        remote.remove_directory(name)

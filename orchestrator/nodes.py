@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,8 @@ def node_types() -> tuple[Node, ...]:
     )
 
 
-def room(resources: ResourceSettings) -> int:
-    """Return how many trials fit on the cluster, as it is or as large as it may grow; at least one pack."""
-    workers = (sum(node.slots(resources) for node in nodes) for nodes in (alive_nodes(), node_types()))
-    return max(1, max(workers) // resources.workers_per_trial) * resources.pack_size
+def trials_at_once(nodes: Sequence[Node], resources: ResourceSettings) -> int:
+    """Return how many trials run at once on nodes: at least one, or one pack of them."""
+    workers = sum(node.slots(resources) for node in nodes)
+    fit = max(1, workers // resources.workers_per_trial) * resources.pack_size
+    return min(fit, resources.max_concurrent or fit)

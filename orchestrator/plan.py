@@ -15,7 +15,7 @@ from orchestrator.prepare import Prepared
 from orchestrator.settings import ResourceSettings
 from search_spaces import extremes
 from trainables.data import TokenizedData
-from trainables.trial import ModelSummary, describe
+from trainables.setup import ModelSummary, describe
 
 if TYPE_CHECKING:
     from orchestrator.beginning import Beginning

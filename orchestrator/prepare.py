@@ -9,10 +9,11 @@ from typing import Any
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from search_spaces.parsing import split_names
-from trainables.base_model import BaseModel, build_model, check_target_modules, load_base, load_tokenizer
+from trainables.base_model import BaseModel, build_model, check_target_modules
 from trainables.data import MENTIONED, TokenizedData, TokenizedSplit, load_data, read_data
 from trainables.errors import InputError
 from trainables.methods import METHODS
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.quantization import with_quantized
 
 POSITIONS = ("wpe.weight", "position_embeddings.weight", "embed_positions.weight")

@@ -22,7 +22,8 @@ from orchestrator.worker import Inputs, share
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.probe import Peak, probe
-from trainables.trial import TrialSpec, describe, failure_status
+from trainables.setup import TrialSpec, describe
+from trainables.trial import failure_status
 
 LARGER_IS_HUNGRIER = ("rank", "batch_size", "micro_batch_size", "evaluation_batch_size", "dropout")
 """Hyperparameters that a trial's memory grows with; null is larger than any number."""

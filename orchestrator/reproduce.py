@@ -20,7 +20,8 @@ from orchestrator.trust import check_trusted
 from results import load
 from results.errors import ResultSetError
 from results.remote import StorageError
-from trainables.trial import TrialInputs, TrialSpec, run_trial
+from trainables.setup import TrialSpec
+from trainables.trial import TrialInputs, run_trial
 
 COMPARED = ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "tokens")
 JUDGED = ("loss", "accuracy", "macro_f1")

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 
 from trainables.errors import DamagedStateError
+from trainables.setup import TrialSpec
 from trainables.state import TrialState
-from trainables.trial import TrialSpec
 
 
 def read_state(run_directory: Path, spec: TrialSpec) -> tuple[TrialState, str | None]:
@@ -50,7 +50,13 @@ def save_state(run_directory: Path, spec: TrialSpec, state: TrialState, writes: 
 def saved_evaluation(run_directory: Path, spec: TrialSpec) -> int:
     """Return the evaluation after which a trial's newest state was saved; 0 if there is none."""
     names = [path.name for path in _of(run_directory, spec.trial_id).glob(f"*-{_identity(spec)}")]
-    return max((int(name.partition("-")[0]) for name in names), default=0)
+    return max((evaluation_of(name) or 0 for name in names), default=0)
+
+
+def evaluation_of(name: str) -> int | None:
+    """Return the evaluation that a state's directory is named after; None if it is no state's."""
+    evaluation = name.partition("-")[0]
+    return int(evaluation) if evaluation.isdecimal() else None
 
 
 def _of(run_directory: Path, trial_id: str) -> Path:

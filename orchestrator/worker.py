@@ -28,16 +28,10 @@ from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import give_back_memory
 from trainables.parallel import ALONE, Group
+from trainables.setup import TrialSpec
 from trainables.state import TrialState
 from trainables.stretch import Course, Stretch
-from trainables.trial import (
-    CPU,
-    TrialInputs,
-    TrialSpec,
-    failure_status,
-    train_alone,
-    trial_course,
-)
+from trainables.trial import CPU, TrialInputs, failure_status, train_alone, trial_course
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from trainables.dropout import DRAWN_AHEAD, keep
+from trainables.dropout import keep
+from trainables.dropout_sites import DRAWN_AHEAD
 
 
 def attend(

@@ -7,10 +7,9 @@ launches one kernel instead of one per layer, and a CPU draws twice as fast. A m
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,32 +17,13 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from trainables.precision import computing_in
-
-DRAWN_AHEAD = "sdpa_with_drawn_dropout"
-"""The name under which transformers finds :func:`trainables.attention.attend`."""
+from trainables.dropout_sites import MaskKind, find_dropout
 
 SHORT_TEXT = 128
 """Tokens of the longest text whose attention weights, one for each pair of tokens, need little memory."""
 
 MOST_AT_ONCE = 2**31 - 2
 """The reach of what PyTorch draws on a GPU as a whole; what lies further apart it draws in parts."""
-
-_TEXTS, _TOKENS = 2, 5
-"""The shape of the input that shows where a model has dropout: any numbers but 1."""
-
-
-@dataclass(frozen=True)
-class MaskKind:
-    """Masks that are drawn together."""
-
-    p: float  # the share that is dropped
-    shape: tuple[int | None, ...]  # of one text's; None is the number of tokens of the batch's longest text
-    of_adapters: bool  # on the inputs of adapters, not in the base
-
-    def sizes(self, longest: int) -> tuple[int, ...]:
-        """Return the shape for texts padded to a length."""
-        return tuple(longest if size is None else size for size in self.shape)
 
 
 class Masks:
@@ -59,24 +39,23 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module, longest: int) -> None:
-        self.counts: Counter[MaskKind] = Counter()  # in the order in which they are drawn
-        self._sites: dict[nn.Module, list[tuple[MaskKind, int]]] = defaultdict(list)  # one for each call
+        sites = find_dropout(model)
+        self.counts = sites.counts
+        self._sites = sites.of_module
         self._calls: Counter[nn.Module] = Counter()  # in the current step
         self._drawn: Mapping[MaskKind, torch.Tensor] = {}
         self._of_part: Mapping[MaskKind, torch.Tensor] | None = None  # where a model sees a batch in parts
-        self._attention: set[nn.Module] = set()
-        self._is_known = True  # whether each dropped value belongs to a known text
-        self._find(model)
         # Activations are recomputed in another order, in which calls of one module cannot be told apart.
         again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-        repeats = any(len(sites) > 1 for sites in self._sites.values())
-        is_long = bool(self._attention) and longest > SHORT_TEXT
-        self.is_of_use = self._is_known and not is_long and not (again and repeats)
-        for module in self._sites if self.is_of_use else ():
-            if module in self._attention:
-                vars(module)["next_mask"] = partial(self.next_mask, module)
-            else:
-                vars(module)["forward"] = partial(self.drop, module)
+        repeats = any(len(calls) > 1 for calls in self._sites.values())
+        is_long = bool(sites.attention) and longest > SHORT_TEXT
+        self.is_of_use = sites.are_known and not is_long and not (again and repeats)
+        if self.is_of_use:
+            for module in self._sites:
+                if module in sites.attention:
+                    vars(module)["next_mask"] = partial(self.next_mask, module)
+                else:
+                    vars(module)["forward"] = partial(self.drop, module)
 
     def next_site(self, module: nn.Module) -> tuple[MaskKind, int]:
         """Return the kind of the mask that a module needs now, and its index among these."""
@@ -129,48 +108,6 @@ class Masks:
             return values
         return drop(values, *self.next_mask(module))
 
-    def _find(self, model: nn.Module) -> None:
-        """Pass a text through the model and note where values are dropped."""
-        watched: list[tuple[nn.Module, str]] = []
-        for name, module in model.named_modules():
-            attention = str(getattr(vars(module).get("config"), "_attn_implementation", None))
-            if isinstance(module, nn.Dropout) and module.p:
-                of_adapters = ".lora_dropout." in name
-                vars(module)["forward"] = partial(self._note, module, module.p, of_adapters)
-                watched.append((module, "forward"))
-            elif attention.startswith(DRAWN_AHEAD):
-                vars(module)["note"] = partial(self._note_attention, module)
-                watched.append((module, "note"))
-        device = next(model.parameters()).device
-        is_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-        dtype = torch.bfloat16 if is_bfloat16 else torch.float32
-        text = torch.zeros((_TEXTS, _TOKENS), dtype=torch.long, device=device)
-        if isinstance(end := getattr(getattr(model, "config", None), "eos_token_id", None), int):
-            text[:, -1] = end  # where the heads of encoder-decoders read
-        with (
-            torch.no_grad(),
-            computing_in(dtype, device),
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-        ):
-            model(input_ids=text, attention_mask=torch.ones_like(text))
-        for module, name in watched:
-            del vars(module)[name]
-
-    def _note_attention(self, module: nn.Module, p: float, weights: torch.Tensor) -> None:
-        self._attention.add(module)
-        self._note(module, p, False, weights)
-
-    def _note(self, module: nn.Module, p: float, of_adapters: bool, values: torch.Tensor) -> torch.Tensor:
-        self._is_known &= len(values) == _TEXTS
-        # Hidden states are [texts, tokens, width], attention weights are [texts, heads, tokens, tokens].
-        of_tokens = {3: (1,), 4: (2, 3)}.get(values.ndim, ())
-        sizes = enumerate(values.shape[1:], start=1)
-        shape = tuple(None if place in of_tokens and size == _TOKENS else size for place, size in sizes)
-        kind = MaskKind(p, shape, of_adapters)
-        self._sites[module].append((kind, self.counts[kind]))
-        self.counts[kind] += 1
-        return values
-
 
 class _Drop(torch.autograd.Function):
     """Keeps the mask for the backward pass; autograd by itself would save a tensor more."""
@@ -204,7 +141,7 @@ def keep(values: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tenso
     if values.is_cuda:  # in one kernel: dropout's own backward pass computes the same
         result: torch.Tensor = torch.ops.aten.native_dropout_backward(values, mask, factor)
         return result
-    # As many passes as a mask of four bytes takes to make and to apply; the second is in the cache.
+    # Two passes, the second of which reads from the cache: no slower than with masks of numbers.
     result = mask.to(values.dtype)
     return torch.addcmul(values.new_zeros(()), result, values, value=factor, out=result)
 

@@ -36,11 +36,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("finetune-comparison"))
 
 
-def embedded_model_directory(report: Callable[[str], None] = print) -> Path:
+def embedded_model_directory(say: Callable[[str], None] = print) -> Path:
     """Return the directory of the built-in model, building it if this version of it is not cached.
 
     Arguments:
-        report: is told that the model is being built, and how long it took.
+        say: is told that the model is being built, and how long it took.
     """
     cache = cache_directory()
     directory = cache / f"embedded-{_recipe()}"
@@ -50,14 +50,14 @@ def embedded_model_directory(report: Callable[[str], None] = print) -> Path:
     with FileLock(f"{directory}.lock"):
         if directory.is_dir():
             return directory
-        report(f"building the built-in model, once: pre-training a small GPT-2 for {STEPS} steps")
+        say(f"building the built-in model, once: pre-training a small GPT-2 for {STEPS} steps")
         started = time.monotonic()
         temporary = directory.with_name(f".{directory.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
         loss = build_embedded_model(temporary, DOCUMENTS, STEPS)
         temporary.rename(directory)
         seconds = time.monotonic() - started
-        report(f"  done in {seconds:.0f} s, loss {loss:.2f} nats per token, cached in {directory}")
+        say(f"  done in {seconds:.0f} s, loss {loss:.2f} nats per token, cached in {directory}")
     return directory
 
 

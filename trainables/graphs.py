@@ -46,13 +46,13 @@ class Recorder:
     Arguments:
         name: whose work it is.
         device: the GPU.
-        report: is told if work cannot be recorded, and why.
+        say: is told if work cannot be recorded, and why.
     """
 
-    def __init__(self, name: str, device: torch.device, report: Callable[[str], None]) -> None:
+    def __init__(self, name: str, device: torch.device, say: Callable[[str], None]) -> None:
         self._name = name
         self._device = device
-        self._report = report
+        self._say = say
         self._first: torch.cuda.CUDAGraph | None = None  # whose memory the others use
         self._stream, _ = _of_process(device)
         self._is_able = True
@@ -93,7 +93,7 @@ class Recorder:
             self._first = self._first or graph
             return Recording(graph, inputs, result)
         self._is_able = False
-        self._report(f"{self._name} trains without CUDA graphs: {reason}")
+        self._say(f"{self._name} trains without CUDA graphs: {reason}")
         return None
 
     @contextmanager
@@ -128,15 +128,15 @@ class StepGraphs:
         name: the trial's.
         optimizer: the trial's; nothing else may replace its parameters or its state after the first step.
         device: a GPU.
-        report: is told if steps cannot be recorded, and why.
+        say: is told if steps cannot be recorded, and why.
     """
 
     def __init__(
-        self, name: str, optimizer: AdamW, device: torch.device, report: Callable[[str], None] = print
+        self, name: str, optimizer: AdamW, device: torch.device, say: Callable[[str], None] = print
     ) -> None:
         self._optimizer = optimizer
         self._device = device
-        self._recorder = Recorder(name, device, report)
+        self._recorder = Recorder(name, device, say)
         self._is_first = True
         self._recorded: dict[tuple[int, ...], Recording[Batch, torch.Tensor]] = {}  # by the batch's shape
         self._rate = torch.zeros((), device=device)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from trainables.attention import attend, attend_as
-from trainables.dropout import DRAWN_AHEAD
+from trainables.dropout_sites import DRAWN_AHEAD
 
 DRAWN_AHEAD_AT_READ = f"{DRAWN_AHEAD}_of_read_tokens"
 """The name under which transformers finds attention from the read tokens only."""

@@ -72,12 +72,12 @@ class Pack:
 
     Arguments:
         base: the base model that all trials have.
-        report: is told which trials train alone, and why.
+        say: is told which trials train alone, and why.
     """
 
-    def __init__(self, base: BaseModel, report: Callable[[str], None] = print) -> None:
+    def __init__(self, base: BaseModel, say: Callable[[str], None] = print) -> None:
         self._base = base
-        self._report = report
+        self._say = say
         self._shared: dict[object, SharedBase] = {}  # by the kind of its guests
         self._members: dict[str, _Member] = {}
         self._errors: set[str] = set()  # of passes, reported once
@@ -150,7 +150,7 @@ class Pack:
                 raise NotTogetherError("its batches go through the model in parts")
             return make_guest(stretch.trained)
         except NotTogetherError as reason:
-            self._report(f"{name} trains by itself in its pack: {reason}")
+            self._say(f"{name} trains by itself in its pack: {reason}")
             return None
 
     def _take_apart(self, member: _Member) -> None:
@@ -163,7 +163,7 @@ class Pack:
         self._take_apart(step.member)
         step.member.guest = None
         self._let_go_of_unused()
-        self._report(f"{step.member.name} trains by itself in its pack: {reason}")
+        self._say(f"{step.member.name} trains by itself in its pack: {reason}")
 
     def _together(self, kind: object, steps: Sequence[_Step]) -> Sequence[_Step]:
         """Take steps in one pass; return those that must be taken alone."""
@@ -199,7 +199,7 @@ class Pack:
         if error in self._errors or any(step.member.is_new for step in steps):  # which are parted
             return
         self._errors.add(error)
-        self._report(f"a pass of a pack failed, and its trials took their steps alone: {error}")
+        self._say(f"a pass of a pack failed, and its trials took their steps alone: {error}")
 
     def _step(self, kind: object, steps: Sequence[_Step]) -> list[_Step]:
         """Take steps in one pass, or return those whose logits differ from what they are alone."""
@@ -207,7 +207,7 @@ class Pack:
         by_guest = {step.member.guest: step for step in steps}
         guests = [step.member.guest for step in steps if step.member.guest is not None]
         if kind not in self._shared:
-            self._shared[kind] = SharedBase(self._base, guests[0], self._report)
+            self._shared[kind] = SharedBase(self._base, guests[0], self._say)
         shared = self._shared[kind]
         shared.host(guests)
         steps = [by_guest[guest] for guest in shared.guests]

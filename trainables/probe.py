@@ -12,7 +12,8 @@ import torch
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
 from trainables.measure import peak_memory, shared_memory
-from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial
+from trainables.setup import TrialSpec
+from trainables.trial import CPU, TrialInputs, run_trial
 
 STEPS = 2
 """Optimizer steps of a probe: the first allocates AdamW's state, the second runs beside it."""

@@ -20,7 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from trainables.base_model import BaseModel, build_model, head_modules
 from trainables.batches import Batch
-from trainables.dropout import MaskKind, Masks, draw, drop
+from trainables.dropout import Masks, draw, drop
+from trainables.dropout_sites import MaskKind
 from trainables.graphs import Recorder, Recording
 from trainables.guests import Guest
 from trainables.precision import computing_in
@@ -74,10 +75,10 @@ class SharedBase:
     Arguments:
         base: the base model's weights.
         first: lends its linear layers, which are equal in all guests of its kind.
-        report: is told if passes cannot be recorded, and why.
+        say: is told if passes cannot be recorded, and why.
     """
 
-    def __init__(self, base: BaseModel, first: Guest, report: Callable[[str], None] = print) -> None:
+    def __init__(self, base: BaseModel, first: Guest, say: Callable[[str], None] = print) -> None:
         self._device = first.trained.device
         self._model = build_model(base, seed=0)
         self._model.train()
@@ -95,7 +96,7 @@ class SharedBase:
         self._adapters: dict[str, StackedAdapters] = {}  # of these guests, by layer
         self._anchor = torch.zeros((), device=self._device, requires_grad=True)
         is_recorded = first.trained.graphs is not None
-        self._recorder = Recorder("a pack", self._device, report) if is_recorded else None
+        self._recorder = Recorder("a pack", self._device, say) if is_recorded else None
         self._is_first_pass = True
         self._recorded: dict[tuple[object, ...], Recording[Inputs, Outputs]] = {}  # by shape
         self._room: dict[MaskKind, torch.Tensor] = {}  # for the masks of a pass, the largest so far

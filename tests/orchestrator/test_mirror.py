@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from s3_server import Proxy
 
+from orchestrator import fetch as fetching
 from orchestrator import mirror as module
 from orchestrator import scratch
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.fetch import fetch
 from orchestrator.history import TrialHistory
-from orchestrator.mirror import Mirror, fetch
+from orchestrator.mirror import Mirror
 from orchestrator.run import main
 from orchestrator.scratch import Scratch
 from results.remote import RemoteDirectory
@@ -179,7 +181,7 @@ def test_a_copy_is_not_used_once_another_machine_has_gone_on(
         patch.setattr(module.socket, "gethostname", lambda: "other-machine")
         with pytest.raises(ExperimentError, match=r"was running it \d+ s ago.*try again in \d+ s"):
             fetch(uri, other)
-        patch.setattr(module, "SILENT_SECONDS", 0.0)
+        patch.setattr(fetching, "SILENT_SECONDS", 0.0)
         mirror = Mirror(other, uri, fetch(uri, other))
         mirror.start(told.append)
         journal(other, "lora-000", "completed", evaluations=2)

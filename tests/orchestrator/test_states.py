@@ -11,8 +11,9 @@ from prepared import prepare
 from orchestrator.states import read_state, save_state, saved_evaluation
 from trainables.methods import METHODS
 from trainables.settings import TrainingSettings
+from trainables.setup import TrialSpec
 from trainables.state import TrialState
-from trainables.trial import TrialInputs, TrialSpec, run_trial
+from trainables.trial import TrialInputs, run_trial
 
 SPEC = TrialSpec(
     "lora-000", "lora", "lora", 1, METHODS["lora"].settings(), TrainingSettings(learning_rate=1e-3, epochs=2)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tests.conftest import data_settings
-from trainables.base_model import BaseModel, load_base, load_tokenizer
+from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.settings import DataSettings, ModelSettings
 
 

@@ -17,7 +17,8 @@ from trainables.base_model import BaseModel
 from trainables.data import TokenizedData
 from trainables.methods import METHODS
 from trainables.settings import TrainingSettings
-from trainables.trial import TrialInputs, TrialSpec, failure_status, run_trial
+from trainables.setup import TrialSpec
+from trainables.trial import TrialInputs, failure_status, run_trial
 
 pytestmark = pytest.mark.cuda
 

@@ -16,7 +16,8 @@ from transformers import (
 
 from trainables import dropout
 from trainables.attention import let_draw_ahead
-from trainables.dropout import SHORT_TEXT, MaskKind, Masks, draw_ahead
+from trainables.dropout import SHORT_TEXT, Masks, draw_ahead
+from trainables.dropout_sites import MaskKind
 
 P = 0.25
 

@@ -9,13 +9,14 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from trainables import embedded
-from trainables.base_model import load_base, load_tokenizer
 from trainables.data import load_data, read_data
 from trainables.embedded import CACHE_VARIABLE, embedded_model_directory, embedded_splits
 from trainables.embedded_text import LABEL_NOISE, SEEN
 from trainables.methods import METHODS
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.settings import DataSettings, ModelSettings, TrainingSettings
-from trainables.trial import TrialInputs, TrialSpec, run_trial
+from trainables.setup import TrialSpec
+from trainables.trial import TrialInputs, run_trial
 
 
 def words(texts: list[str]) -> set[str]:

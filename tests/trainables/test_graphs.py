@@ -19,8 +19,9 @@ from trainables.graphs import MULTIPLE, StepGraphs
 from trainables.methods import METHODS
 from trainables.parallel import ALONE
 from trainables.settings import TrainingSettings
+from trainables.setup import TrialSpec, set_up
 from trainables.training import Trained, train_step
-from trainables.trial import CPU, TrialSpec, set_up
+from trainables.trial import CPU
 
 CUDA = torch.device("cuda")
 STEPS = 30

@@ -10,7 +10,8 @@ from test_low_rank_layers import adapted_model, slow_down
 from torch import nn
 
 from trainables import inference
-from trainables.base_model import build_model, load_base
+from trainables.base_model import build_model
+from trainables.pretrained import load_base
 from trainables.settings import ModelSettings
 
 

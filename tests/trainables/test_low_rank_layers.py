@@ -11,11 +11,11 @@ from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from trainables.base_model import load_base
 from trainables.methods.lora import LoraSettings
 from trainables.methods.low_rank_layers import FastLinear, FastLinear4bit
+from trainables.pretrained import load_base
 from trainables.settings import ModelSettings
-from trainables.trial import wrap_base
+from trainables.setup import wrap_base
 
 
 def outputs_and_gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -29,8 +29,9 @@ from trainables.parallel import ALONE
 from trainables.quantization import quantize, with_quantized
 from trainables.scoring import Scores, evaluate
 from trainables.settings import TrainingSettings
+from trainables.setup import TrialSpec, set_up, wrap_base
 from trainables.training import RandomStream, Trained, forward, make_optimizer, train_step
-from trainables.trial import TrialInputs, TrialSpec, run_trial, set_up, wrap_base
+from trainables.trial import TrialInputs, run_trial
 
 CPU = torch.device("cpu")
 

@@ -35,10 +35,11 @@ from trainables.measure import Lap
 from trainables.methods import METHODS
 from trainables.pack import Outcome, Pack
 from trainables.settings import TrainingSettings
+from trainables.setup import TrialSpec
 from trainables.shared_base import SharedBase
 from trainables.state import TrialState
 from trainables.stretch import Course, Stretch
-from trainables.trial import CPU, TrialInputs, TrialSpec, run_trial, trial_course
+from trainables.trial import CPU, TrialInputs, run_trial, trial_course
 
 STEPS = 56
 WORDS = 14

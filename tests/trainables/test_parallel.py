@@ -19,8 +19,9 @@ from results.evaluation import Evaluation
 from trainables.methods import METHODS
 from trainables.parallel import ALONE, Group, Parallelism
 from trainables.settings import TrainingSettings
+from trainables.setup import TrialSpec
 from trainables.state import TrialState
-from trainables.trial import TrialInputs, TrialSpec, run_trial
+from trainables.trial import TrialInputs, run_trial
 
 # The last is the examples that go through the model at once; None is a rank's whole share.
 CASES: list[tuple[str, Parallelism, int | None]] = [

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from results.evaluation import Evaluation
 from trainables.methods import METHODS
 from trainables.settings import TrainingSettings
+from trainables.setup import TrialSpec
 from trainables.state import TrialState, _restore, _tensors
 from trainables.stretch import Stretch, train
-from trainables.trial import TrialInputs, TrialSpec, run_trial, trial_course
+from trainables.trial import TrialInputs, run_trial, trial_course
 
 TIMED = ("train_seconds", "evaluation_seconds", "setup_seconds", "peak_memory_bytes", "checkpoint", "test")
 

@@ -14,7 +14,8 @@ from prepared import prepare
 from trainables.errors import DivergedError
 from trainables.methods import METHODS
 from trainables.settings import TrainingSettings
-from trainables.trial import TrialInputs, TrialSpec, evaluation_steps, failure_status, run_trial
+from trainables.setup import TrialSpec
+from trainables.trial import TrialInputs, evaluation_steps, failure_status, run_trial
 
 MORE_THAN_ANY_MACHINE_HAS = 10**15
 

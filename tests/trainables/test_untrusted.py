@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import dynamic_module_utils
 
-from trainables.base_model import build_model, load_base, load_tokenizer
+from trainables.base_model import build_model
 from trainables.data import read_data
 from trainables.errors import InputError
+from trainables.pretrained import load_base, load_tokenizer
 from trainables.settings import DataSettings, ModelSettings
 
 LABELS = ("bad", "good")
