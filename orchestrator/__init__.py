@@ -1,4 +1,14 @@
-"""Schedules trials; the only package that imports Ray."""
+"""Schedules trials; the only package that imports Ray. In the order in which to read it:
+
+- from the command to the first trial: run, loading, experiment, settings; beginning, prepare,
+  plan
+- the trials: comparison, phases; studies, brackets, budget, confirm
+- their processes: shell, worker; packs, pack_process; train_workers, board, trial_trainer
+- what becomes of them: recorder, history, rows; progress, metrics, loggers, study_journal
+- room for them: cluster, nodes, reservations, limiter; probing, fitting
+- what goes wrong: lost_workers, watchdog, states, resume, reproduce, trust, secrets
+- where runs are: storage, ownership, shared_storage; mirror, fetch, scratch
+"""
 
 import gc
 

@@ -131,12 +131,7 @@ def run_phases(
             deterministic.
         callbacks: Tune callbacks besides the recorder.
     """
-    os.environ.update(TUNE_ENVIRONMENT)
-    # To count kinds of callbacks for Ray's statistics, Tune would import MLflow and other loggers: 1.5 s.
-    usage.tag_callbacks = lambda callbacks: False
-    # Tune would pass the driver's secrets to workers, and each node's log and the dashboard would show them.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
-    count_lost_workers()
+    _prepare_tune()
     experiment, resources = inputs.experiment, inputs.experiment.resources
     budgets = MethodBudgets(experiment.budget) if experiment.budget.unit else None
     studies, brackets = make_studies(experiment, budgets), make_brackets(experiment, budgets)
@@ -167,6 +162,16 @@ def run_phases(
     with _own_interrupts():
         tuner.fit()
     return phases.is_done
+
+
+def _prepare_tune() -> None:
+    """Change what Tune does by itself, in this process."""
+    os.environ.update(TUNE_ENVIRONMENT)
+    # To count kinds of callbacks for Ray's statistics, Tune would import MLflow and other loggers: 1.5 s.
+    usage.tag_callbacks = lambda callbacks: False
+    # Tune would pass the driver's secrets to workers, and each node's log and the dashboard would show them.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if is_secret(name)])
+    count_lost_workers()
 
 
 def _replay(

@@ -1,4 +1,15 @@
-"""One trial: load the base model, wrap it with a method, train, evaluate. Knows nothing of scheduling."""
+"""One trial: load the base model, wrap it with a method, train, evaluate. Knows nothing of scheduling.
+
+In the order in which to read it:
+
+- the trial: trial, setup, stretch, training, batches, scoring, checkpoints, state
+- what it reads: data, sources, embedded_text; pretrained, base_model, quantization, embedded
+- methods: methods
+- what makes it fast: attention, dropout, last_tokens, inference, features, graphs
+- several processes for a trial: parallel
+- several trials in a process: pack, guests, shared_base, stacks, stacked_layers
+- what it costs: measure, probe
+"""
 
 from pathlib import Path
 from typing import Any
