@@ -32,9 +32,13 @@ if TYPE_CHECKING:
 SAVINGS: Final = {
     "train_seconds": "trains fastest",
     "peak_memory_bytes": "needs the least memory",
+    "model_bytes": "has the smallest model as loaded",
     "checkpoint_bytes": "has the smallest checkpoint",
 }
 """Costs that decide between methods where the metric does not, and what is said of the cheapest."""
+
+SIZES: Final = ("model_bytes", "checkpoint_bytes")
+"""Costs that are the same wherever a trial runs."""
 
 MATTERS: Final = 0.1
 """How much less a method must cost than the others for that to be said, as a fraction."""
@@ -186,7 +190,7 @@ def _cheapest(judged: _Judged) -> Iterator[str]:
     tied = [judged.best, *judged.pairs.index[~judged.pairs.different]]
     savings = SAVINGS
     if why_costs_mislead(judged.results.trials):
-        savings = {"checkpoint_bytes": SAVINGS["checkpoint_bytes"]}
+        savings = {cost: words for cost, words in SAVINGS.items() if cost in SIZES}
     said: dict[str, list[str]] = {}
     for cost, words in savings.items():
         means = confirmed(judged.results, judged.experiment).groupby("method")[cost].mean().reindex(tied)
