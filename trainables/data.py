@@ -134,10 +134,15 @@ def read_data(settings: DataSettings, seed: int) -> RawData:
     return RawData(train, validation, test, labels, tuple(overlaps))
 
 
+def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """Return the number of tokens at which texts are cut: ``max_length``, or the tokenizer's own limit."""
+    return min(max_length, tokenizer.model_max_length)
+
+
 def load_data(
     raw: RawData, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool = False
 ) -> tuple[TokenizedData, TokenizedSplit]:
-    """Tokenize all splits once, cut to ``max_length`` tokens, without padding; return data and test split.
+    """Tokenize all splits once, cut to the :func:`token_limit`, without padding; return data and test split.
 
     With ``with_segments``, tokens of pairs are marked with the text they belong to, if the tokenizer does so
     (Devlin et al. 2019, section 3).
@@ -293,7 +298,7 @@ def _tokenize(
         split.texts,
         split.pairs,
         truncation=True,
-        max_length=min(max_length, tokenizer.model_max_length),
+        max_length=token_limit(tokenizer, max_length),
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=has_segments,

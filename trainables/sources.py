@@ -27,9 +27,19 @@ class SourceSplit:
     origin: str  # "train of glue/sst2", "file dev.tsv"
 
 
+def trains_on_file(settings: DataSettings) -> bool:
+    """Say whether the training split is a local file."""
+    return Path(settings.train).expanduser().is_file()
+
+
+def is_own(settings: DataSettings) -> bool:
+    """Say whether the training split is anything but the embedded dataset's."""
+    return settings.path != "embedded" or trains_on_file(settings)
+
+
 def dataset_name(settings: DataSettings) -> str:
     """Name the source of the training split: its file, or the hub id and configuration."""
-    if settings.path is None or Path(settings.train).expanduser().is_file():
+    if settings.path is None or trains_on_file(settings):
         return settings.train
     return "/".join(filter(None, (settings.path, settings.config)))
 
@@ -38,10 +48,9 @@ def is_left_out(settings: DataSettings, split: str) -> bool:
     """Say whether a split has its default name only: the training data come from a file, and it is none."""
     from trainables.embedded import embedded_splits
 
-    trains_on_file = Path(settings.train).expanduser().is_file()
     is_file = Path(split).expanduser().is_file()
     by_default = settings.path in (None, "embedded") and split in embedded_splits()
-    return by_default and trains_on_file and not is_file
+    return by_default and trains_on_file(settings) and not is_file
 
 
 def read_split(settings: DataSettings, key: str, split: str) -> SourceSplit:
@@ -59,7 +68,12 @@ def read_split(settings: DataSettings, key: str, split: str) -> SourceSplit:
     if file.is_file():
         frame, names = _read_file(file, key, settings.columns), None
         origin = f"file {file.name}"
-    elif settings.path is None or file.suffix in FILE_KINDS or "/" in split:
+    elif (
+        settings.path is None
+        or file.suffix in FILE_KINDS
+        or "/" in split
+        or (settings.path == "embedded" and trains_on_file(settings))
+    ):
         raise InputError(key, f"no such file: {split}")
     elif settings.path == "embedded":
         return _read_embedded(settings, key, split)
@@ -121,14 +135,17 @@ def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFram
 def _read_embedded(settings: DataSettings, key: str, split: str) -> SourceSplit:
     from trainables.embedded import LABELS, embedded_splits
 
+    splits = embedded_splits()
+    if split not in splits:
+        known = ", ".join(splits)
+        raise InputError(
+            key, f"there is no file {split!r}, and the embedded dataset has no such split; it has {known}"
+        )
     asked = {"text": settings.text, "label": settings.label, "text_pair": settings.text_pair}
     for name, has in {"text": "sentence", "label": "label", "text_pair": None}.items():
         if asked[name] != has:
             known = "expected none" if has is None else f"expected {has!r}"
             raise InputError(f"data.{name}", f"the embedded dataset has no column {asked[name]!r}; {known}")
-    splits = embedded_splits()
-    if split not in splits:
-        raise InputError(key, f"the embedded dataset has no split {split!r}; it has {', '.join(splits)}")
     texts, labels = splits[split]
     return SourceSplit(list(texts), None, list(labels), LABELS, f"{split} of the embedded dataset")
 

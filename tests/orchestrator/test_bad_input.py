@@ -191,6 +191,10 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         sets("data.path=embedded", "data.train=training"),
         ("data.train", "'training'", "train, validation, test"),
     ),
+    "split beside a file": (
+        sets("data.path=embedded", "data.validation=dev", "data.columns=[text, label]", "data.text=text"),
+        ("data.validation: no such file: dev",),
+    ),
     "missing model": (sets("model.path=./absent"), ("model.path", "no such directory: ./absent")),
     "not a model": (sets("model.path=./nothing"), ("model.path", "no config.json")),
     "no weights": (sets("model.path=./no_weights"), ("model.path", "no weights", "safetensors")),
@@ -277,7 +281,13 @@ def test_dry_run_prints_the_plan_and_makes_nothing(
     assert "lora" in printed
     assert "budget" not in printed
     assert "64 examples, file train.tsv" in printed
-    assert "each trial: 1 CPUs, 0 GPUs" in printed
+    assert "trials in all: 26, 16 in the search and 10 to confirm" in printed
+    assert "each trial: 1 CPU, 0 GPUs" in printed
+    assert f"base model: {(workplace / 'model').resolve()}, float32" in printed
+    for name, half in (("train", 32), ("validation", 12), ("test", 12)):
+        assert f"labels of {name}: 0 50% ({half}), 1 50% ({half})" in printed
+    # 1.96 standard errors of a coin thrown 24 times.
+    assert "measured on 24 test examples is uncertain by up to 20.0 points" in printed
     assert sorted(workplace.rglob("*")) == before
 
 
@@ -289,6 +299,35 @@ def test_dry_run_says_what_a_budget_and_fresh_seeds_ask_for(
     printed = capfd.readouterr().out
     assert "budget of each method: 5,000 examples" in printed
     assert "then the best of each method is trained with 3 fresh seeds" in printed
+    assert "trials in all: 6 to confirm, and in the search as many as its budget allows" in printed
+    one = sets("budget={train_seconds: 1}", "confirm.seeds=1")
+    assert main(["good.yaml", "--dry-run", *one]) == 0
+    printed = capfd.readouterr().out
+    assert "budget of each method: 1 second of training" in printed
+    assert "trained with 1 fresh seed\n" in printed
+
+
+def test_dry_run_names_the_built_in_model_and_leaves_out_what_is_not_confirmed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainables.embedded.embedded_model_directory", lambda report: workplace / "model")
+    wanted = sets("model.path=embedded", "confirm.seeds=0", "data.validation=null")
+    assert main(["good.yaml", "--dry-run", *wanted]) == 0
+    printed = capfd.readouterr().out
+    assert "model.path is 'embedded', the built-in model" in printed
+    assert "base model: the built-in one, a tiny GPT-2, float32" in printed
+    assert "trials in all: 16, 16 in the search and 0 to confirm" in printed
+    assert "uncertain" not in printed
+
+
+def test_a_default_split_asked_for_beside_a_file_is_told_of(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["good.yaml", "--dry-run", *sets("data.validation=validation")]) == 0
+    assert (
+        "data.validation: no such file: validation; it is cut from train.tsv instead"
+        in capfd.readouterr().out
+    )
 
 
 def test_dry_run_says_what_each_of_a_trials_workers_gets(
