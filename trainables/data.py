@@ -257,12 +257,16 @@ def _cut(train: RawSplit, fraction: float, seed: int, name: str) -> tuple[RawSpl
 def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit:
     if count is None or count >= len(split.texts):
         return split
-    rows = np.sort(stratified_order(split.labels, seed)[:count])
-    sample = split.take(rows, f"sample of {len(split.texts):,} of {split.origin} (stratified, seed {seed})")
-    missing = set(np.unique(split.labels)) - set(np.unique(sample.labels))
-    if missing:
-        raise InputError(key, f"{count} examples are too few to include every label of {split.origin}")
-    return sample
+    order = stratified_order(split.labels, seed)
+    _, firsts = np.unique(split.labels[order], return_index=True)
+    if (enough := int(firsts.max()) + 1) > count:
+        raise InputError(
+            key,
+            f"is {count}, too few for a stratified sample with all {len(firsts):,} labels of these"
+            f" {len(split.texts):,} examples; expected at least {enough:,}",
+        )
+    rows = np.sort(order[:count])
+    return split.take(rows, f"sample of {len(split.texts):,} of {split.origin} (stratified, seed {seed})")
 
 
 def _examples(split: RawSplit) -> list[str]:

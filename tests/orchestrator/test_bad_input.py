@@ -45,6 +45,9 @@ methods: {full: {}, lora: {rank: [2, 4]}}
     (tmp_path / "no_label.tsv").write_text("good film\t\nbad film\t0\n")
     (tmp_path / "no_text.tsv").write_text("good film\t1\n\t0\n")
     (tmp_path / "notes.txt").write_text("good film\t1\n")
+    (tmp_path / "quoted.tsv").write_text('"good\nfilm"\t1\nbad film\t0\n')
+    (tmp_path / "header.tsv").write_text(f"sentence\tlabel\n{(tmp_path / 'train.tsv').read_text()}")
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
     (tmp_path / "latin.csv").write_bytes(b"sentence,label\ncaf\xe9,1\nbad,0\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "good"\n')
@@ -104,6 +107,18 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown method": (sets("methods.lroa={}"), ("methods.lroa.kind: unknown method 'lroa'", "lora")),
     "unknown kind": (sets("methods.mine={kind: magic}"), ("methods.mine.kind", "'magic'", "known:")),
     "unknown --methods": (["--methods", "lora,bitfit"], ("--methods", "'bitfit'", "full, lora")),
+    "a path as model": (
+        sets("model=./model"),
+        ("good.yaml: model: expected settings such as {path: ...}, got './model'",),
+    ),
+    "methods as a list": (
+        sets("methods=[lora, full]"),
+        ("methods: expected an entry for each method, such as {full: {}, lora: ", "got ['lora', 'full']"),
+    ),
+    "a method as a number": (
+        sets("methods.lora=8"),
+        ("methods.lora: expected hyperparameters such as {learning_rate: 1e-4}", "got 8"),
+    ),
     "no methods": (sets("methods={}"), ("methods", "at least 1")),
     "unknown hyperparameter": (sets("methods.lora.ranks=[4]"), ("methods.lora.ranks", "known: rank, alpha")),
     "evaluations of a method": (
@@ -165,14 +180,26 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "set bad YAML": (sets("methods.lora.rank=[1"), ("--set methods.lora.rank", "not valid YAML")),
     "missing data": (sets("data.train=absent.tsv"), ("data.train: no such file: absent.tsv",)),
     "data ending": (sets("data.train=notes.txt"), ("data.train", ".txt", "expected one of .csv")),
-    "data encoding": (sets("data.train=latin.csv", "data.columns=null"), ("data.train", "could not be read")),
+    "data encoding": (
+        sets("data.train=latin.csv", "data.columns=null"),
+        ("data.train: latin.csv is not in UTF-8",),
+    ),
+    "file encoding": (["latin.yaml"], ("latin.yaml: is not in UTF-8; convert it",)),
     "data not Parquet": (sets("data.train=broken.parquet"), ("data.train", "could not be read as parquet")),
     "data not JSON": (sets("data.train=broken.jsonl"), ("data.train", "could not be read as jsonl")),
     "empty split": (sets("data.validation=empty.tsv"), ("data.validation",)),
     "one class": (sets("data.train=one_class.tsv"), ("data.label", "one class only", "'1'")),
     "unknown label": (sets("data.validation=unknown_label.tsv"), ("data.validation", "'7'", "0, 1")),
     "no label": (sets("data.train=no_label.tsv"), ("data.label", "example 1", "has no label")),
-    "no text": (sets("data.train=no_text.tsv"), ("data.text", "example 2", "expected text")),
+    "no text": (sets("data.train=no_text.tsv"), ("data.text", "has no text", "example 2")),
+    "quoted line break": (
+        sets("data.train=quoted.tsv"),
+        ("data.train: quoted.tsv could not be read as tsv: ", "In .tsv files quotes are part of the text"),
+    ),
+    "header as an example": (
+        sets("data.train=header.tsv"),
+        ("data.columns: header.tsv begins with these names", "expected none for files with a header"),
+    ),
     "label column": (sets("data.label=target"), ("data.label", "'target'", "'sentence', 'label'")),
     "text column": (sets("data.text=review"), ("data.text", "'review'", "'sentence', 'label'")),
     "text is label": (sets("data.text=label"), ("data.label", "same column")),
@@ -186,7 +213,10 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("model.path: its tokenizer has a token", "but it knows 3; expected its own tokenizer"),
     ),
     "column count": (sets("data.columns=[sentence]"), ("data.columns", "names 1 columns", "has 2")),
-    "sample too small": (sets("data.max_train_examples=1"), ("data.max_train_examples", "too few")),
+    "sample too small": (
+        sets("data.max_train_examples=1"),
+        ("data.max_train_examples: is 1, too few", "all 2 labels of these 64", "expected at least 2"),
+    ),
     "embedded split": (
         sets("data.path=embedded", "data.train=training"),
         ("data.train", "'training'", "train, validation, test"),
@@ -258,7 +288,9 @@ def test_bad_input_is_one_message_and_nothing_is_made(
 
 def test_existing_run_directory_is_refused(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["good.yaml", "--name", "taken"]) == 2
-    assert "exists already" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "exists already" in said
+    assert "--resume" in said
     assert list((workplace / "runs" / "taken").iterdir()) == []
 
 
