@@ -1,7 +1,7 @@
 """Schedules trials; the only package that imports Ray. In the order in which to read it:
 
 - from the command to the first trial: run, loading, experiment, settings; beginning, prepare,
-  plan
+  plan, notices
 - the trials: comparison, phases; studies, brackets, budget, confirm
 - their processes: shell, worker; packs, pack_process; train_workers, board, trial_trainer
 - what becomes of them: recorder, history, rows; progress, metrics, loggers, study_journal

@@ -15,6 +15,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.history import NOTHING, Earlier
 from orchestrator.loading import load_continued, load_experiment, place_of, with_free_name
 from orchestrator.nodes import this_machine
+from orchestrator.notices import left_out
 from orchestrator.ownership import only_driver
 from orchestrator.prepare import Prepared, check_fingerprints, prepare
 from orchestrator.reservations import resource_problems
@@ -68,6 +69,8 @@ def begin(options: argparse.Namespace, say: Callable[[str], None]) -> Beginning:
             *_problems_here(options, experiment),
         )
     cluster = _join(options, experiment, where)
+    for notice in left_out(experiment.data):
+        say(notice)
     with located(where):
         return _fit(Beginning(experiment, prepare(experiment, say), cluster), options, say)
 

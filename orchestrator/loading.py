@@ -31,6 +31,10 @@ MOST_VALUES, MOST_LEVELS = 100_000, 30
 """The most that a YAML text may hold, with its aliases expanded."""
 
 
+EXPECTED_MAPPING = ("dict_type", "model_type")
+"""Pydantic's types of errors for a value where there should be keys."""
+
+
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of the key ``<<``."""
 
@@ -146,7 +150,11 @@ def with_free_name(experiment: Experiment) -> Experiment:
 def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ExperimentError(
+            f"{file}: is not in UTF-8; convert it, such as with: iconv -f latin1 -t utf-8"
+        ) from None
+    except OSError as error:
         raise ExperimentError(f"{file}: could not be read as a YAML file: {error}") from None
     values = _parse_yaml(text, str(file))
     if values is None:
@@ -245,6 +253,8 @@ def _lines(error: ValidationError) -> list[str]:
         elif kind == "value_error":
             problems = message.removeprefix("Value error, ").splitlines()
             lines += [f"{key}.{problem}" if key else problem for problem in problems]
+        elif kind in EXPECTED_MAPPING:
+            lines.append(f"{key}: expected {_example(location)}, got {detail['input']!r:.80}")
         elif kind == "string_pattern_mismatch":  # of the experiment's name, which is a directory's
             lines.append(
                 f"{key}: expected letters, digits, '.', '_' and '-', beginning with a letter or a digit, got"
@@ -256,15 +266,28 @@ def _lines(error: ValidationError) -> list[str]:
     return lines
 
 
-def _hint(location: Sequence[str]) -> str:
-    """List the keys that an unknown one could have been, and suggest the one probably meant."""
+def _example(location: Sequence[str]) -> str:
+    """Give an example of what belongs where there was a value without keys."""
+    if location[0] != "methods":
+        return f"settings such as {{{next(iter(_settings_at(location).model_fields))}: ...}}"
+    if len(location) == 1:
+        return "an entry for each method, such as {full: {}, lora: {rank: 8}}"
+    return "hyperparameters such as {learning_rate: 1e-4}, or {} for the defaults"
+
+
+def _settings_at(location: Sequence[str]) -> type[BaseModel]:
     settings: type[BaseModel] = Experiment
-    for part in location[:-1]:
+    for part in location:
         annotation = settings.model_fields[part].annotation
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         settings = annotation
-    known = list(settings.model_fields)
+    return settings
+
+
+def _hint(location: Sequence[str]) -> str:
+    """List the keys that an unknown one could have been, and suggest the one probably meant."""
+    known = list(_settings_at(location[:-1]).model_fields)
     close = difflib.get_close_matches(location[-1], known, n=1)
     meant = f"; did you mean {close[0]}?" if close else ""
     return f"{meant}; known: {', '.join(known)}"

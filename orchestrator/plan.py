@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.experiment import Assignment, Experiment
+from orchestrator.notices import label_counts
 from orchestrator.prepare import Prepared
-from orchestrator.settings import ResourceSettings
+from orchestrator.settings import BudgetSettings, ResourceSettings
+from orchestrator.wording import counted
 from search_spaces import extremes
-from trainables.data import TokenizedData
 from trainables.setup import ModelSummary, describe
 
 if TYPE_CHECKING:
     from orchestrator.beginning import Beginning
+
+
+Z_95 = 1.96
+"""Standard errors on each side of a 95% interval."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,17 @@ def render(beginning: Beginning) -> Group:
             _range(one.smallest.model_bytes, one.largest.model_bytes, 1e6, "{:,.1f}"),
             one.space,
         )
-    budget, seeds = experiment.budget, experiment.confirm.seeds
+    data, seeds = prepared.data, experiment.confirm.seeds
+    splits = {"train": data.train, "validation": data.validation, "test": prepared.test}
     lines = [
-        *([f"budget of each method: {budget.limit:,g} {budget.unit}"] if budget.unit else []),
-        *([f"then the best of each method is trained with {seeds} fresh seeds"] if seeds else []),
+        *_budget(experiment.budget),
+        *([f"then the best of each method is trained with {counted(seeds, 'fresh seed')}"] if seeds else []),
+        _trials(experiment),
         *(fitted.lines if fitted else [_resources(experiment.resources)]),
-        f"base model: {prepared.base.path}, {experiment.model.dtype}",
-        *(f"{name}: {how}" for name, how in prepared.data.splits.items()),
-        f"labels of train: {_label_shares(prepared.data)}",
+        f"base model: {_base_model(prepared)}, {experiment.model.dtype}",
+        *(f"{name}: {how}" for name, how in data.splits.items()),
+        *(f"labels of {name}: {label_counts(split, data.labels)}" for name, split in splits.items()),
+        *([_uncertainty(len(prepared.test))] if seeds else []),
         f"results would be in {experiment.location}",
     ]
     return Group(table, *map(Text, lines))
@@ -74,8 +83,39 @@ def _plan_method(experiment: Experiment, prepared: Prepared, method: str) -> Met
     return MethodPlan(method, experiment.search.trials, smallest, largest, words)
 
 
+def _budget(budget: BudgetSettings) -> Iterator[str]:
+    if budget.unit:
+        unit, of = ("example", "") if budget.unit == "examples" else ("second", " of training")
+        yield f"budget of each method: {counted(budget.limit, unit)}{of}"
+
+
+def _trials(experiment: Experiment) -> str:
+    """Say how many trials there will be."""
+    methods, seeds = len(experiment.methods), experiment.confirm.seeds
+    searched, confirmed = methods * experiment.search.trials, methods * seeds
+    to_confirm = f"{confirmed:,} to confirm"
+    if experiment.budget.unit:
+        return f"trials in all: {to_confirm}, and in the search as many as its budget allows"
+    return f"trials in all: {searched + confirmed:,}, {searched:,} in the search and {to_confirm}"
+
+
+def _base_model(prepared: Prepared) -> str:
+    if prepared.base.settings.path == "embedded":
+        return "the built-in one, a tiny GPT-2"  # its path is of a cache
+    return prepared.base.path
+
+
+def _uncertainty(examples: int) -> str:
+    """Say how far chance moves an accuracy: at most as far as a coin's, 1.96 standard errors."""
+    points = 100 * Z_95 * 0.5 / math.sqrt(examples)
+    return (
+        f"an accuracy measured on {counted(examples, 'test example')} is uncertain by up to {points:.1f}"
+        " points either way (95%)"
+    )
+
+
 def _resources(resources: ResourceSettings) -> str:
-    each = f"{resources.cpus_per_trial:g} CPUs, {resources.gpus_per_trial:g} GPUs"
+    each = f"{counted(resources.cpus_per_trial, 'CPU')}, {counted(resources.gpus_per_trial, 'GPU')}"
     workers = resources.workers_per_trial
     if resources.pack_size > 1:
         return f"each pack of {resources.pack_size} trials: {each}"
@@ -83,13 +123,6 @@ def _resources(resources: ResourceSettings) -> str:
         f"each trial: {each}"
         if workers == 1
         else f"each trial: {workers} x ({each}), {resources.parallelism}"
-    )
-
-
-def _label_shares(data: TokenizedData) -> str:
-    counts = np.bincount(data.train.labels, minlength=len(data.labels))
-    return ", ".join(
-        f"{label} {share:.0%}" for label, share in zip(data.labels, counts / len(data.train), strict=True)
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
+from orchestrator.notices import notices
 from search_spaces.parsing import split_names
 from trainables.base_model import BaseModel, build_model, check_target_modules
-from trainables.data import MENTIONED, TokenizedData, TokenizedSplit, load_data, read_data
+from trainables.data import TokenizedData, TokenizedSplit, load_data, read_data, token_limit
 from trainables.errors import InputError
 from trainables.methods import METHODS
 from trainables.pretrained import load_base, load_tokenizer
@@ -34,7 +35,7 @@ def prepare(experiment: Experiment, say: Callable[[str], None]) -> Prepared:
 
     Arguments:
         experiment: what to prepare.
-        say: is told of steps that take long, of examples that splits share, and of texts that are cut.
+        say: is told of steps that take long, of examples that splits share, and what ``notices`` finds.
 
     Raises:
         ExperimentError: with all problems of data, model and target modules.
@@ -59,11 +60,9 @@ def prepare(experiment: Experiment, say: Callable[[str], None]) -> Prepared:
         say(overlap)
     has_segments = (base.config.get("type_vocab_size") or 0) > 1
     data, test = load_data(raw, tokenizer, experiment.data.max_length, has_segments)
-    limit = experiment.data.max_length
-    cut = int((data.train.lengths == limit).sum())
-    if cut > MENTIONED * len(data.train):
-        say(f"{cut:,} of {len(data.train):,} training texts have {limit} tokens or more: they are cut there")
-    problems = _unsupported(experiment, base) + _unreadable(data, test, base, limit)
+    for notice in notices(experiment, data, test, token_limit(tokenizer, experiment.data.max_length)):
+        say(notice)
+    problems = _unsupported(experiment, base) + _unreadable(data, test, base, experiment.data.max_length)
     if problems:
         raise ExperimentError(*problems)
     if any(METHODS[method.kind].quantized for method in experiment.methods.values()):

@@ -18,6 +18,7 @@ from orchestrator.fitting import LESS_MEMORY, MARGIN, fit
 from orchestrator.nodes import Node, alive_nodes
 from orchestrator.prepare import Prepared
 from orchestrator.reservations import resource_problems
+from orchestrator.wording import counted
 from orchestrator.worker import Inputs, share
 from trainables.base_model import BaseModel
 from trainables.data import TokenizedData, TokenizedSplit
@@ -42,11 +43,12 @@ class Fitted:
         """What was measured and what follows, in words."""
         resources = self.experiment.resources
         peaks = [f"{method} {_words(peak)}" for method, peak in self.peaks.items()]
-        asks = f"{resources.cpus_per_trial:g} CPUs"
+        asks = counted(resources.cpus_per_trial, "CPU")
         if resources.memory_per_trial is not None:
             asks += f", {resources.memory_per_trial / 1e9:.2f} GB of memory"
         if resources.gpus_per_trial:
-            asks += f", {resources.gpus_per_trial:g} GPUs ({int(1 / resources.gpus_per_trial)} trials a GPU)"
+            on_one = counted(int(1 / resources.gpus_per_trial), "trial")
+            asks += f", {counted(resources.gpus_per_trial, 'GPU')} ({on_one} a GPU)"
         return [
             f"measured peaks: {', '.join(peaks)}",
             f"each trial asks for {asks}: what the hungriest method held and {MARGIN:.0%} more",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from orchestrator.nodes import Node
 from orchestrator.settings import ResourceSettings
+from orchestrator.wording import counted
 from trainables.errors import InputError
 
 RAY_PARTS = 10_000
@@ -71,6 +72,7 @@ def resource_problems(
     if problems:
         return problems
     known = dict.fromkeys(
-        f"{node.name} {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory:.12g} bytes" for node in every
+        f"{node.name} {counted(node.cpus, 'CPU')}, {counted(node.gpus, 'GPU')}, {node.memory:.12g} bytes"
+        for node in every
     )
     return [InputError("resources", f"no node has what one trial asks for; there are {'; '.join(known)}")]

@@ -8,7 +8,7 @@ from orchestrator.experiment import Experiment
 from results.remote import RemoteDirectory, StorageError, reason
 from trainables.errors import InputError
 
-TAKEN = "exists already; choose another --name or remove it"
+TAKEN = "exists already; choose another --name, remove it, or continue that run with --resume"
 """What is wrong with the name of a new run whose directory is there."""
 
 

@@ -134,10 +134,15 @@ def read_data(settings: DataSettings, seed: int) -> RawData:
     return RawData(train, validation, test, labels, tuple(overlaps))
 
 
+def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """Return the number of tokens at which texts are cut: ``max_length``, or the tokenizer's own limit."""
+    return min(max_length, tokenizer.model_max_length)
+
+
 def load_data(
     raw: RawData, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool = False
 ) -> tuple[TokenizedData, TokenizedSplit]:
-    """Tokenize all splits once, cut to ``max_length`` tokens, without padding; return data and test split.
+    """Tokenize all splits once, cut to the :func:`token_limit`, without padding; return data and test split.
 
     With ``with_segments``, tokens of pairs are marked with the text they belong to, if the tokenizer does so
     (Devlin et al. 2019, section 3).
@@ -252,12 +257,16 @@ def _cut(train: RawSplit, fraction: float, seed: int, name: str) -> tuple[RawSpl
 def _sample(split: RawSplit, count: int | None, seed: int, key: str) -> RawSplit:
     if count is None or count >= len(split.texts):
         return split
-    rows = np.sort(stratified_order(split.labels, seed)[:count])
-    sample = split.take(rows, f"sample of {len(split.texts):,} of {split.origin} (stratified, seed {seed})")
-    missing = set(np.unique(split.labels)) - set(np.unique(sample.labels))
-    if missing:
-        raise InputError(key, f"{count} examples are too few to include every label of {split.origin}")
-    return sample
+    order = stratified_order(split.labels, seed)
+    _, firsts = np.unique(split.labels[order], return_index=True)
+    if (enough := int(firsts.max()) + 1) > count:
+        raise InputError(
+            key,
+            f"is {count}, too few for a stratified sample with all {len(firsts):,} labels of these"
+            f" {len(split.texts):,} examples; expected at least {enough:,}",
+        )
+    rows = np.sort(order[:count])
+    return split.take(rows, f"sample of {len(split.texts):,} of {split.origin} (stratified, seed {seed})")
 
 
 def _examples(split: RawSplit) -> list[str]:
@@ -293,7 +302,7 @@ def _tokenize(
         split.texts,
         split.pairs,
         truncation=True,
-        max_length=min(max_length, tokenizer.model_max_length),
+        max_length=token_limit(tokenizer, max_length),
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=has_segments,

@@ -68,7 +68,13 @@ class DataSettings(Settings):
         "embedded", description="hub id or 'embedded'; null if all splits are files or cut from one"
     )
     config: str | None = Field(None, description="configuration of a hub dataset, such as sst2 of glue")
-    train: PathText = Field("train", min_length=1, description="split name or file to train on")
+    train: PathText = Field(
+        "train",
+        min_length=1,
+        description="split name or file to train on: .csv, .tsv, .jsonl, .json or .parquet, as its name ends,"
+        " and in UTF-8 if it is text; quotes in .tsv files are part of the text, so it cannot have tabs or"
+        " line breaks",
+    )
     validation: PathText | None = Field(
         "validation", description="split name or file; null cuts it from train"
     )

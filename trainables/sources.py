@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from trainables.errors import InputError
 from trainables.settings import DataSettings
 
 FILE_KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+SHOWN_ROWS = 5
+"""The most examples that a message names."""
+
+TSV_QUOTES = (
+    "In .tsv files quotes are part of the text, and each line is an example; texts with line breaks need .csv"
+)
+"""What may be wrong with a file whose lines are too short."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,19 @@ class SourceSplit:
     origin: str  # "train of glue/sst2", "file dev.tsv"
 
 
+def trains_on_file(settings: DataSettings) -> bool:
+    """Say whether the training split is a local file."""
+    return Path(settings.train).expanduser().is_file()
+
+
+def is_own(settings: DataSettings) -> bool:
+    """Say whether the training split is anything but the embedded dataset's."""
+    return settings.path != "embedded" or trains_on_file(settings)
+
+
 def dataset_name(settings: DataSettings) -> str:
     """Name the source of the training split: its file, or the hub id and configuration."""
-    if settings.path is None or Path(settings.train).expanduser().is_file():
+    if settings.path is None or trains_on_file(settings):
         return settings.train
     return "/".join(filter(None, (settings.path, settings.config)))
 
@@ -38,10 +57,9 @@ def is_left_out(settings: DataSettings, split: str) -> bool:
     """Say whether a split has its default name only: the training data come from a file, and it is none."""
     from trainables.embedded import embedded_splits
 
-    trains_on_file = Path(settings.train).expanduser().is_file()
     is_file = Path(split).expanduser().is_file()
     by_default = settings.path in (None, "embedded") and split in embedded_splits()
-    return by_default and trains_on_file and not is_file
+    return by_default and trains_on_file(settings) and not is_file
 
 
 def read_split(settings: DataSettings, key: str, split: str) -> SourceSplit:
@@ -59,7 +77,12 @@ def read_split(settings: DataSettings, key: str, split: str) -> SourceSplit:
     if file.is_file():
         frame, names = _read_file(file, key, settings.columns), None
         origin = f"file {file.name}"
-    elif settings.path is None or file.suffix in FILE_KINDS or "/" in split:
+    elif (
+        settings.path is None
+        or file.suffix in FILE_KINDS
+        or "/" in split
+        or (settings.path == "embedded" and trains_on_file(settings))
+    ):
         raise InputError(key, f"no such file: {split}")
     elif settings.path == "embedded":
         return _read_embedded(settings, key, split)
@@ -74,12 +97,23 @@ def _read_file(file: Path, key: str, columns: Sequence[str] | None) -> pd.DataFr
         raise InputError(key, f"{file} ends in {file.suffix!r}; expected one of {', '.join(FILE_KINDS)}")
     try:
         frame = _parse(file, columns)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            key, f"{file} is not in UTF-8; convert it, such as with: iconv -f latin1 -t utf-8"
+        ) from error
     except Exception as error:  # parsers raise errors of all kinds
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(key, f"{file} could not be read as {file.suffix[1:]}: {reason}") from error
+        hint = f". {TSV_QUOTES}" if file.suffix == ".tsv" and isinstance(error, pd.errors.ParserError) else ""
+        raise InputError(key, f"{file} could not be read as {file.suffix[1:]}: {reason}{hint}") from error
     if columns is not None:
         if len(columns) != frame.shape[1]:
             raise InputError("data.columns", f"names {len(columns)} columns, but {file} has {frame.shape[1]}")
+        if len(frame) and [str(value).strip() for value in frame.iloc[0]] == list(columns):
+            raise InputError(
+                "data.columns",
+                f"{file} begins with these names, which would be its first example; expected none for files"
+                " with a header",
+            )
         frame.columns = pd.Index(columns)
     return frame
 
@@ -121,14 +155,17 @@ def _read_hub(settings: DataSettings, key: str, split: str) -> tuple[pd.DataFram
 def _read_embedded(settings: DataSettings, key: str, split: str) -> SourceSplit:
     from trainables.embedded import LABELS, embedded_splits
 
+    splits = embedded_splits()
+    if split not in splits:
+        known = ", ".join(splits)
+        raise InputError(
+            key, f"there is no file {split!r}, and the embedded dataset has no such split; it has {known}"
+        )
     asked = {"text": settings.text, "label": settings.label, "text_pair": settings.text_pair}
     for name, has in {"text": "sentence", "label": "label", "text_pair": None}.items():
         if asked[name] != has:
             known = "expected none" if has is None else f"expected {has!r}"
             raise InputError(f"data.{name}", f"the embedded dataset has no column {asked[name]!r}; {known}")
-    splits = embedded_splits()
-    if split not in splits:
-        raise InputError(key, f"the embedded dataset has no split {split!r}; it has {', '.join(splits)}")
     texts, labels = splits[split]
     return SourceSplit(list(texts), None, list(labels), LABELS, f"{split} of the embedded dataset")
 
@@ -139,32 +176,43 @@ def _check_columns(
     for name in ("text", "text_pair"):
         if getattr(settings, name) == settings.label:
             raise InputError("data.label", f"is the same column as data.{name}: {settings.label!r}")
-    text = _texts(frame, "data.text", settings.text, origin)
-    pairs = None
-    if settings.text_pair is not None:
-        pairs = _texts(frame, "data.text_pair", settings.text_pair, origin)
-    labels = _column(frame, "data.label", settings.label, origin)
-    empty = labels.isna() | (labels.astype(str).str.strip() == "")
-    if empty.any():
-        number = int(empty.to_numpy().argmax()) + 1
-        raise InputError("data.label", f"example {number} of {origin} has no label")
-    return SourceSplit(text, pairs, labels.tolist(), names, origin)
+    columns: dict[str, list[Any]] = {}
+    problems: list[InputError] = []
+    for name in ("text", "text_pair", "label"):
+        if getattr(settings, name) is not None:
+            try:
+                columns[name] = _column(frame, settings, name, origin)
+            except InputError as error:
+                problems.append(error)
+    if problems:
+        first, *others = problems
+        raise InputError(first.key, "; ".join([first.message, *map(str, others)]))
+    return SourceSplit(columns["text"], columns.get("text_pair"), columns["label"], names, origin)
 
 
-def _texts(frame: pd.DataFrame, key: str, name: str, origin: str) -> list[str]:
-    values = _column(frame, key, name, origin).tolist()
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(
-                key, f"example {number} of {origin}: expected text in column {name!r}, got {value!r}"
-            )
-    return values
-
-
-def _column(frame: pd.DataFrame, key: str, name: str, origin: str) -> pd.Series[Any]:
+def _column(frame: pd.DataFrame, settings: DataSettings, key: str, origin: str) -> list[Any]:
+    """Return the texts or labels of a column, of which none may be missing."""
+    name = getattr(settings, key)
     matches = [column for column in frame.columns if column == name]
     if len(matches) != 1:
         known = ", ".join(map(repr, frame.columns))
         what = "no column" if not matches else "more than one column"
-        raise InputError(key, f"{origin} has {what} {name!r}; it has {known}")
-    return frame[name]
+        raise InputError(f"data.{key}", f"{origin} has {what} {name!r}; it has {known}")
+    values = frame[name].tolist()
+    if key == "label":
+        given = frame[name].notna() & (frame[name].astype(str).str.strip() != "")
+    else:
+        given = pd.Series([isinstance(value, str) and bool(value.strip()) for value in values], dtype=bool)
+    rows = np.flatnonzero(~given.to_numpy(dtype=bool))
+    if not len(rows):
+        return values
+    kind = "label" if key == "label" else "text"
+    told = ", ".join(f"{row + 1:,} ({values[row]!r:.20})" for row in rows[:SHOWN_ROWS])
+    more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
+    is_quoted = any('"' in str(cell) for cell in frame.iloc[rows].to_numpy().ravel())
+    raise InputError(
+        f"data.{key}",
+        f"column {name!r} of {origin} has no {kind} for {len(rows):,} of {len(values):,} examples: example"
+        f" {told}{more}, counted from 1 without header and empty lines; complete or remove them"
+        f"{f'. {TSV_QUOTES}' if is_quoted and origin.endswith('.tsv') else ''}",
+    )

@@ -56,7 +56,7 @@ def test_a_dry_run_shows_what_was_measured_and_leaves_nothing(experiment: Path, 
     done = run(experiment, "--dry-run", "--methods", "head", environment=CPU)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"measured peaks: head [\d,]+ MB\n", done.stdout)
-    assert re.search(r"each trial asks for 1 CPUs, [\d.]+ GB of memory", done.stdout)
+    assert re.search(r"each trial asks for 1 CPU, [\d.]+ GB of memory", done.stdout)
     assert re.search(r"trials at once: \d+\n", done.stdout)
     assert not (tmp_path / "runs").exists()
 

@@ -45,6 +45,9 @@ methods: {full: {}, lora: {rank: [2, 4]}}
     (tmp_path / "no_label.tsv").write_text("good film\t\nbad film\t0\n")
     (tmp_path / "no_text.tsv").write_text("good film\t1\n\t0\n")
     (tmp_path / "notes.txt").write_text("good film\t1\n")
+    (tmp_path / "quoted.tsv").write_text('"good\nfilm"\t1\nbad film\t0\n')
+    (tmp_path / "header.tsv").write_text(f"sentence\tlabel\n{(tmp_path / 'train.tsv').read_text()}")
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
     (tmp_path / "latin.csv").write_bytes(b"sentence,label\ncaf\xe9,1\nbad,0\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "good"\n')
@@ -104,6 +107,18 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown method": (sets("methods.lroa={}"), ("methods.lroa.kind: unknown method 'lroa'", "lora")),
     "unknown kind": (sets("methods.mine={kind: magic}"), ("methods.mine.kind", "'magic'", "known:")),
     "unknown --methods": (["--methods", "lora,bitfit"], ("--methods", "'bitfit'", "full, lora")),
+    "a path as model": (
+        sets("model=./model"),
+        ("good.yaml: model: expected settings such as {path: ...}, got './model'",),
+    ),
+    "methods as a list": (
+        sets("methods=[lora, full]"),
+        ("methods: expected an entry for each method, such as {full: {}, lora: ", "got ['lora', 'full']"),
+    ),
+    "a method as a number": (
+        sets("methods.lora=8"),
+        ("methods.lora: expected hyperparameters such as {learning_rate: 1e-4}", "got 8"),
+    ),
     "no methods": (sets("methods={}"), ("methods", "at least 1")),
     "unknown hyperparameter": (sets("methods.lora.ranks=[4]"), ("methods.lora.ranks", "known: rank, alpha")),
     "evaluations of a method": (
@@ -165,14 +180,26 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "set bad YAML": (sets("methods.lora.rank=[1"), ("--set methods.lora.rank", "not valid YAML")),
     "missing data": (sets("data.train=absent.tsv"), ("data.train: no such file: absent.tsv",)),
     "data ending": (sets("data.train=notes.txt"), ("data.train", ".txt", "expected one of .csv")),
-    "data encoding": (sets("data.train=latin.csv", "data.columns=null"), ("data.train", "could not be read")),
+    "data encoding": (
+        sets("data.train=latin.csv", "data.columns=null"),
+        ("data.train: latin.csv is not in UTF-8",),
+    ),
+    "file encoding": (["latin.yaml"], ("latin.yaml: is not in UTF-8; convert it",)),
     "data not Parquet": (sets("data.train=broken.parquet"), ("data.train", "could not be read as parquet")),
     "data not JSON": (sets("data.train=broken.jsonl"), ("data.train", "could not be read as jsonl")),
     "empty split": (sets("data.validation=empty.tsv"), ("data.validation",)),
     "one class": (sets("data.train=one_class.tsv"), ("data.label", "one class only", "'1'")),
     "unknown label": (sets("data.validation=unknown_label.tsv"), ("data.validation", "'7'", "0, 1")),
     "no label": (sets("data.train=no_label.tsv"), ("data.label", "example 1", "has no label")),
-    "no text": (sets("data.train=no_text.tsv"), ("data.text", "example 2", "expected text")),
+    "no text": (sets("data.train=no_text.tsv"), ("data.text", "has no text", "example 2")),
+    "quoted line break": (
+        sets("data.train=quoted.tsv"),
+        ("data.train: quoted.tsv could not be read as tsv: ", "In .tsv files quotes are part of the text"),
+    ),
+    "header as an example": (
+        sets("data.train=header.tsv"),
+        ("data.columns: header.tsv begins with these names", "expected none for files with a header"),
+    ),
     "label column": (sets("data.label=target"), ("data.label", "'target'", "'sentence', 'label'")),
     "text column": (sets("data.text=review"), ("data.text", "'review'", "'sentence', 'label'")),
     "text is label": (sets("data.text=label"), ("data.label", "same column")),
@@ -186,10 +213,17 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("model.path: its tokenizer has a token", "but it knows 3; expected its own tokenizer"),
     ),
     "column count": (sets("data.columns=[sentence]"), ("data.columns", "names 1 columns", "has 2")),
-    "sample too small": (sets("data.max_train_examples=1"), ("data.max_train_examples", "too few")),
+    "sample too small": (
+        sets("data.max_train_examples=1"),
+        ("data.max_train_examples: is 1, too few", "all 2 labels of these 64", "expected at least 2"),
+    ),
     "embedded split": (
         sets("data.path=embedded", "data.train=training"),
         ("data.train", "'training'", "train, validation, test"),
+    ),
+    "split beside a file": (
+        sets("data.path=embedded", "data.validation=dev", "data.columns=[text, label]", "data.text=text"),
+        ("data.validation: no such file: dev",),
     ),
     "missing model": (sets("model.path=./absent"), ("model.path", "no such directory: ./absent")),
     "not a model": (sets("model.path=./nothing"), ("model.path", "no config.json")),
@@ -254,7 +288,9 @@ def test_bad_input_is_one_message_and_nothing_is_made(
 
 def test_existing_run_directory_is_refused(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["good.yaml", "--name", "taken"]) == 2
-    assert "exists already" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "exists already" in said
+    assert "--resume" in said
     assert list((workplace / "runs" / "taken").iterdir()) == []
 
 
@@ -277,7 +313,13 @@ def test_dry_run_prints_the_plan_and_makes_nothing(
     assert "lora" in printed
     assert "budget" not in printed
     assert "64 examples, file train.tsv" in printed
-    assert "each trial: 1 CPUs, 0 GPUs" in printed
+    assert "trials in all: 26, 16 in the search and 10 to confirm" in printed
+    assert "each trial: 1 CPU, 0 GPUs" in printed
+    assert f"base model: {(workplace / 'model').resolve()}, float32" in printed
+    for name, half in (("train", 32), ("validation", 12), ("test", 12)):
+        assert f"labels of {name}: 0 50% ({half}), 1 50% ({half})" in printed
+    # 1.96 standard errors of a coin thrown 24 times.
+    assert "measured on 24 test examples is uncertain by up to 20.0 points" in printed
     assert sorted(workplace.rglob("*")) == before
 
 
@@ -289,6 +331,35 @@ def test_dry_run_says_what_a_budget_and_fresh_seeds_ask_for(
     printed = capfd.readouterr().out
     assert "budget of each method: 5,000 examples" in printed
     assert "then the best of each method is trained with 3 fresh seeds" in printed
+    assert "trials in all: 6 to confirm, and in the search as many as its budget allows" in printed
+    one = sets("budget={train_seconds: 1}", "confirm.seeds=1")
+    assert main(["good.yaml", "--dry-run", *one]) == 0
+    printed = capfd.readouterr().out
+    assert "budget of each method: 1 second of training" in printed
+    assert "trained with 1 fresh seed\n" in printed
+
+
+def test_dry_run_names_the_built_in_model_and_leaves_out_what_is_not_confirmed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainables.embedded.embedded_model_directory", lambda report: workplace / "model")
+    wanted = sets("model.path=embedded", "confirm.seeds=0", "data.validation=null")
+    assert main(["good.yaml", "--dry-run", *wanted]) == 0
+    printed = capfd.readouterr().out
+    assert "model.path is 'embedded', the built-in model" in printed
+    assert "base model: the built-in one, a tiny GPT-2, float32" in printed
+    assert "trials in all: 16, 16 in the search and 0 to confirm" in printed
+    assert "uncertain" not in printed
+
+
+def test_a_default_split_asked_for_beside_a_file_is_told_of(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["good.yaml", "--dry-run", *sets("data.validation=validation")]) == 0
+    assert (
+        "data.validation: no such file: validation; it is cut from train.tsv instead"
+        in capfd.readouterr().out
+    )
 
 
 def test_dry_run_says_what_each_of_a_trials_workers_gets(

@@ -80,7 +80,7 @@ def test_gpus_that_no_trial_asks_for_are_mentioned() -> None:
         ([SMALL], 3, 0, ("resources.cpus_per_trial: asks for 3, but small has 2",)),
         ([SMALL, LARGE], 5, 0, ("resources.cpus_per_trial: asks for 5, but the largest of 2 nodes has 4",)),
         ([SMALL, LARGE], 1, 1, ("resources.gpus_per_trial: asks for 1, but the largest of 2 nodes has 0",)),
-        ([LARGE, GPUS], 2, 1, ("no node has what one trial asks for", "gpus 1 CPUs, 2 GPUs")),
+        ([LARGE, GPUS], 2, 1, ("no node has what one trial asks for", "gpus 1 CPU, 2 GPUs")),
     ],
 )
 def test_what_no_node_has_room_for_is_refused(

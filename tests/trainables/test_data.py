@@ -175,7 +175,7 @@ def test_a_file_to_train_on_is_not_judged_on_the_embedded_dataset(tmp_path: Path
     assert "cut from" in raw.validation.origin
     assert "cut from" in raw.test.origin
     assert len(raw.train.texts) + len(raw.validation.texts) + len(raw.test.texts) == 60
-    with pytest.raises(InputError, match=r"data\.test: no such file|has no split"):
+    with pytest.raises(InputError, match=r"data\.test: no such file: tset"):
         read_data(DataSettings(path=path, train=file, test="tset"), seed=0)
     with pytest.raises(InputError, match=r"data\.train: no such file: nope\.csv"):
         read_data(DataSettings(path=path, train="nope.csv", text="text"), seed=0)
@@ -248,7 +248,54 @@ def test_columns_the_embedded_dataset_does_not_have_are_refused(setting: dict[st
         read_data(DataSettings(**setting), seed=0)
 
 
-def test_a_message_says_which_example_it_is(tmp_path: Path) -> None:
-    file = lines(tmp_path / "gap.csv", "one,1", "", "two,0", "three,")
-    with pytest.raises(InputError, match=r"example 3 of file gap\.csv has no label"):
+def test_a_message_says_which_examples_miss_something(tmp_path: Path) -> None:
+    file = lines(tmp_path / "gap.csv", "one,1", "", "two,0", "three,", " ,1", *["four,"] * 4, ",")
+    with pytest.raises(InputError) as raised:
         read_data(DataSettings(train=file), seed=0)
+    text, label = str(raised.value).split("; data.label: ")
+    assert text == (
+        "data.text: column 'sentence' of file gap.csv has no text for 2 of 9 examples: example 4 (' '), 9"
+        " (''), counted from 1 without header and empty lines; complete or remove them"
+    )
+    assert label.startswith(
+        "column 'label' of file gap.csv has no label for 6 of 9 examples: example 3 (''), 5"
+    )
+    assert "7 (''), 8 ('') and 1 more, counted" in label
+
+
+def test_columns_that_are_not_there_are_named_at_once(tmp_path: Path) -> None:
+    file = lines(tmp_path / "mine.csv", "one,1", "two,0")
+    with pytest.raises(InputError, match=r"data\.text: .* no column 'x'; .*; data\.label: .* no column 'y'"):
+        read_data(DataSettings(train=file, text="x", label="y"), seed=0)
+
+
+@pytest.mark.parametrize(("row", "is_quoted"), [('"one\ntwo"\t1', True), ("one\t", False)])
+def test_a_line_break_in_quotes_is_explained(tmp_path: Path, row: str, is_quoted: bool) -> None:
+    file = lines(tmp_path / "mine.tsv", row, "two\t0", header="sentence\tlabel")
+    with pytest.raises(InputError, match="has no label for 1 of") as raised:
+        read_data(DataSettings(train=file), seed=0)
+    assert ("In .tsv files quotes are part of the text" in str(raised.value)) == is_quoted
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "tsv"])
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"latin.{suffix}"
+    file.write_bytes('{"sentence": "café", "label": 1}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"data\.train: .*latin\.{suffix} is not in UTF-8; convert it"):
+        read_data(DataSettings(train=str(file)), seed=0)
+
+
+def test_a_sample_too_small_for_all_labels_says_how_many_are_enough(tmp_path: Path) -> None:
+    file = lines(tmp_path / "mine.csv", *(f"text {row},{int(row % 10 == 0)}" for row in range(100)))
+    for key in ("max_train_examples", "max_validation_examples"):
+        settings = DataSettings(train=file, validation=file)
+        with pytest.raises(
+            InputError, match=rf"data\.{key}: is 2, too few for a stratified sample with all 2 labels"
+        ) as raised:
+            read_data(settings.model_copy(update={key: 2}), seed=0)
+        enough = int(str(raised.value).rpartition(" ")[2])
+        raw = read_data(settings.model_copy(update={key: enough}), seed=0)
+        for split in (raw.train, raw.validation):
+            assert set(split.labels) == {0, 1}
+        with pytest.raises(InputError):
+            read_data(settings.model_copy(update={key: enough - 1}), seed=0)
