@@ -36,8 +36,9 @@ ONE_FILE = "100TB"
 def save_checkpoint(model: nn.Module, directory: Path, group: Group = ALONE) -> Checkpoint | None:
     """Save a model, replacing the contents of ``directory`` only once the new files are complete.
 
-    An adapter holds the head too. The base of an adapter is named in its ``adapter_config.json``. All ranks
-    of a group must call it; rank 0 writes, and gets the checkpoint.
+    An adapter holds the head too. Its base is named in ``adapter_config.json``, and ``config.json`` is the
+    configuration that the base is to be loaded with: it has the labels. All ranks of a group must call it;
+    rank 0 writes, and gets the checkpoint.
 
     Raises:
         OSError: if it could not be written.
@@ -67,6 +68,10 @@ def _write(model: nn.Module, directory: Path, state: dict[str, torch.Tensor] | N
         if isinstance(model, PeftModel):
             # "auto" would ask the hub whether the base's vocabulary has changed.
             model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
+            base = model.get_base_model()
+            assert isinstance(base, PreTrainedModel)
+            base.config.save_pretrained(temporary)  # has the labels
+            (temporary / "README.md").unlink()  # an empty model card
         else:
             assert isinstance(model, PreTrainedModel)
             # By the names that load_checkpoint expects: the original format may name experts otherwise.

@@ -17,7 +17,7 @@ from decoders import no_masks
 from peft import PeftModel
 from prepared import prepare
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from results.evaluation import Checkpoint, Evaluation
 from trainables import training
@@ -275,8 +275,7 @@ def score_checkpoint(
         model = AutoModelForSequenceClassification.from_pretrained(
             base.path,
             dtype=base.dtype,
-            num_labels=len(data.labels),
-            pad_token_id=data.pad_token_id,
+            config=AutoConfig.from_pretrained(checkpoint.path),
             quantization_config=nf4(base.settings.dtype) if quantized else None,
             device_map={"": device.type},
         )
@@ -284,6 +283,7 @@ def score_checkpoint(
         for layer in model.modules():
             if isinstance(layer, Linear4bit) and same_kernel:
                 layer.support_avx512bf16_for_cpu = False
+    assert model.config.id2label == dict(enumerate(data.labels))
     split = batches(data.validation, 64, data.pad_token_id)
     return evaluate(model, split, data.validation.labels, device, base.dtype)
 
