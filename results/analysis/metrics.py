@@ -118,6 +118,14 @@ def _confirming(results: ResultSet, experiment: str) -> pd.DataFrame:
     return tried[is_same.all(axis=1) | ~tried.method.isin(best.index)]
 
 
+def most_frequent_label(results: ResultSet, experiment: str) -> tuple[str, float] | None:
+    """Return the test split's most frequent label and the accuracy of always answering it, if known."""
+    predictions = results.predictions[results.predictions.experiment == experiment]
+    first = predictions[predictions.trial_id == predictions.trial_id.min()]
+    shares = first.label.value_counts(normalize=True)
+    return (str(shares.index[0]), float(shares.iloc[0])) if len(shares) else None
+
+
 def why_costs_mislead(trials: pd.DataFrame) -> str:
     """Say in a sentence why an experiment's trials must not be compared by their costs; else nothing."""
     if (trials.trials_per_pack > 1).any():

@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from results.analysis.metrics import amount
-from results.analysis.tradeoffs import Directions, pareto
+from results.analysis.tradeoffs import Directions, nondominated, pareto
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.loading import ResultSet
 
@@ -55,9 +55,61 @@ def method_shapes(methods: Sequence[str]) -> alt.Shape:
 
 
 def cost_chart(
+    table: pd.DataFrame, cost: str, title: str, unit: float, methods: Sequence[str], guessing: float | None
+) -> Chart | None:
+    """Draw the confirmed methods' test accuracy, with its interval, against a cost, and the Pareto front.
+
+    Arguments:
+        table: :func:`results.analysis.summary` of one experiment.
+        cost: one of its columns.
+        title: title of the cost axis.
+        unit: divisor of the costs.
+        methods: names, in the order of colours.
+        guessing: accuracy of always answering the most frequent label; drawn unless it is so far below all
+            intervals that they would get less than half of the chart.
+    """
+    directions: Directions = {"test_accuracy": "max", cost: "min"}
+    rows = table.dropna(subset=list(directions))
+    if rows.empty:
+        return None
+    data = pd.DataFrame(
+        {
+            "method": rows.method,
+            "accuracy": rows.test_accuracy.astype(float).round(4),
+            "low": rows.test_accuracy_low.astype(float).round(4),
+            "high": rows.test_accuracy_high.astype(float).round(4),
+            "cost": (rows[cost].astype(float) / unit).round(4),
+            "configuration": _configurations(rows),
+            "efficient": nondominated(rows, directions),
+        }
+    )
+    x, y = _cost_axis(title), _accuracy_axis("test accuracy")
+    base = alt.Chart(data).encode(x=x, color=method_colors(methods))
+    interval = base.mark_rule(strokeWidth=2).encode(y=_accuracy_axis("test accuracy", "low"), y2="high:Q")
+    point = base.mark_point(filled=True, opacity=1, size=110).encode(
+        y=y,
+        shape=method_shapes(methods),
+        tooltip=[
+            alt.Tooltip("method:N"),
+            alt.Tooltip("configuration:N"),
+            alt.Tooltip("accuracy:Q", format=".1%", title="test accuracy"),
+            alt.Tooltip("low:Q", format=".1%"),
+            alt.Tooltip("high:Q", format=".1%"),
+            alt.Tooltip("cost:Q", format=",.4~g", title=title),
+        ],
+    )
+    if guessing is None or guessing < 2 * data.low.min() - data.high.max():
+        return _front(data, x, y, _dashes(FRONT)) + interval + point
+    dashes = _dashes(FRONT, GUESS)
+    line = alt.Chart(pd.DataFrame({"accuracy": [guessing], "line": [GUESS]}))
+    line = line.mark_rule(strokeWidth=2, color="#808080").encode(y=y, strokeDash=dashes)
+    return _front(data, x, y, dashes) + line + interval + point
+
+
+def search_cost_chart(
     trials: pd.DataFrame, best: Sequence[str], cost: str, title: str, unit: float, methods: Sequence[str]
 ) -> Chart | None:
-    """Draw validation accuracy against a cost: every trial, the best large, and the Pareto front.
+    """Draw validation accuracy against a cost: every trial, the best large, and the completed ones' front.
 
     Arguments:
         trials: search trials of one experiment.
@@ -79,21 +131,12 @@ def cost_chart(
             "trial": rows.trial_id,
             "accuracy": rows.validation_accuracy.round(4),
             "cost": (rows[cost] / unit).round(4),
-            "configuration": [
-                describe_hyperparameters(hyperparameters_of(row)) for _, row in rows.iterrows()
-            ],
+            "configuration": _configurations(rows),
             "best": rows.best,
             "efficient": rows.efficient,
         }
     )
-    inside = alt.Scale(zero=False, padding=12)  # pixels, to keep marks off the frame
-    x = alt.X("cost:Q", title=title, scale=inside, axis=alt.Axis(tickCount=5))
-    y = alt.Y("accuracy:Q", title="validation accuracy", scale=inside, axis=alt.Axis(format=".0%"))
-    front = (
-        alt.Chart(data[data.efficient].sort_values("cost"))
-        .mark_line(interpolate="step-after", strokeDash=[4, 3], color="#808080")
-        .encode(x=x, y=y, order="cost:Q")
-    )
+    x, y = _cost_axis(title), _accuracy_axis("validation accuracy")
     points = (
         alt.Chart(data)
         .mark_point(filled=True)
@@ -112,7 +155,41 @@ def cost_chart(
             ],
         )
     )
-    return front + points
+    return _front(data, x, y, _dashes(FRONT)) + points
+
+
+INSIDE: Final = alt.Scale(zero=False, padding=12)
+"""Keeps marks so many pixels off the frame."""
+
+
+FRONT: Final = "Pareto front"
+GUESS: Final = "always the most frequent label"
+
+
+def _dashes(*lines: str) -> alt.StrokeDash:
+    """Encode the lines that are drawn by their dashes, and name them in the legend."""
+    dashes = alt.Scale(domain=list(lines), range=[[4, 3] if line == FRONT else [1, 3] for line in lines])
+    legend = alt.Legend(symbolStrokeColor="#808080", labelLimit=200)
+    return alt.StrokeDash("line:N", title=None, scale=dashes, legend=legend)
+
+
+def _configurations(rows: pd.DataFrame) -> list[str]:
+    return [describe_hyperparameters(hyperparameters_of(row)) for _, row in rows.iterrows()]
+
+
+def _cost_axis(title: str) -> alt.X:
+    return alt.X("cost:Q", title=title, scale=INSIDE, axis=alt.Axis(tickCount=5))
+
+
+def _accuracy_axis(title: str, field: str = "accuracy") -> alt.Y:
+    return alt.Y(f"{field}:Q", title=title, scale=INSIDE, axis=alt.Axis(format=".0%"))
+
+
+def _front(data: pd.DataFrame, x: alt.X, y: alt.Y, dashes: alt.StrokeDash) -> alt.Chart:
+    """Draw the best accuracy that can be had for each cost."""
+    line = alt.Chart(data[data.efficient].sort_values("cost").assign(line=FRONT))
+    line = line.mark_line(interpolate="step-after", color="#808080")
+    return line.encode(x=x, y=y, order="cost:Q", strokeDash=dashes)
 
 
 def curve_domain(curves: pd.DataFrame, metric: str, best: Collection[str]) -> tuple[float, float]:

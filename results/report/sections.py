@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from results.analysis import budget_curve, claims, compare, importance, summary, surface
+from results.analysis import budget_curve, claims, compare, importance, surface
 from results.analysis.claims import UNKNOWN
-from results.analysis.metrics import amount, good_trials
+from results.analysis.metrics import amount, good_trials, most_frequent_label
 from results.analysis.tuning import TRIALS_EACH, has_numbers
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
 from results.report.parts import PageTable, Row, Section, p_value
 from results.report.view import View, json_object
-from results.schema import FAILED
+from results.schema import FAILED, UNFINISHED
 
 COSTS = (
     ("peak_memory_bytes", "peak memory, MB", 1e6),
@@ -65,7 +65,7 @@ def _methods_section(view: View) -> Section:
             ),
             view.color(row.method),
         )
-        for _, row in summary(view.results).iterrows()
+        for _, row in view.summary.iterrows()
     ]
     caption = (
         "Each method with its best configuration. Test accuracy is the mean over the confirm phase's seeds, "
@@ -90,15 +90,42 @@ def _methods_section(view: View) -> Section:
 def _costs_section(view: View) -> Section | None:
     figures = []
     for column, title, unit in COSTS:
-        chart = charts.cost_chart(view.search, list(view.best.trial_id), column, title, unit, view.methods)
+        chart = view.cost_chart(column, title, unit)
         if chart is not None:
             what = title.split(",")[0]
             description = (
-                f"Validation accuracy against {what} of every trial; large marks are each method's best. "
-                "No trial is both more accurate and cheaper than those on the dashed line, the Pareto front."
+                f"Test accuracy of each confirmed method, with its 95% interval, against its {what}."
+                if view.is_confirmed
+                else f"Validation accuracy against {what} of every search trial that did not fail; large "
+                "marks are each method's best."
             )
             figures.append(view.figure(column, f"Accuracy against {what}", chart, description))
-    return Section(f"{view.key}-costs", "What accuracy costs", charts=figures) if figures else None
+    if not figures:
+        return None
+    note = _confirmed_note(view) if view.is_confirmed else _search_note(view)
+    return Section(f"{view.key}-costs", "What accuracy costs", charts=figures, note=note)
+
+
+def _confirmed_note(view: View) -> str:
+    """Say what the charts of confirmed methods show besides them."""
+    note = (
+        "Accuracies and costs are means over the confirm phase's trials. By these means, no method is both "
+        "more accurate and cheaper than those on the dashed line, the Pareto front. Differences says which "
+        "are more than chance."
+    )
+    if guess := most_frequent_label(view.results, view.name):
+        note += f" Always answering {guess[0]!r} scores {guess[1]:.1%}."
+    missing = view.summary.method[view.summary.test_accuracy.isna()]
+    return note + (f" Not confirmed, so not shown: {', '.join(missing)}." if len(missing) else "")
+
+
+def _search_note(view: View) -> str:
+    """Say which trials the front of a search is made of."""
+    ended_early = view.search.status.isin(["stopped", *UNFINISHED]).any()
+    early = " Only trials that ran to their end count for it: others are cheap because they did not."
+    return "No trial is both more accurate and cheaper than those on the dashed line, the Pareto front." + (
+        early if ended_early else ""
+    )
 
 
 def _losses_section(view: View) -> Section | None:

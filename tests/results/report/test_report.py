@@ -94,12 +94,37 @@ def test_a_finished_experiment(browser: Browser, finished: Path, width: int, sch
 def test_hovering_shows_the_configuration(browser: Browser, finished: Path) -> None:
     page = Opened(browser, finished).page
     points = page.locator(".chart").first.locator("[aria-roledescription=point]")
-    assert points.count() == 11, "every trial of the search but the failed one"
+    assert points.count() == 3, "every method"
     points.last.hover()
     tip = page.locator("#vg-tooltip-element.visible")
     tip.wait_for(timeout=5000)
     assert "lr " in tip.inner_text()
-    assert "validation accuracy" in tip.inner_text()
+    assert "test accuracy" in tip.inner_text()
+    costs = page.locator("#made-up-costs")
+    assert " scores 50.0%." in costs.inner_text()
+    assert "Not confirmed" not in costs.inner_text()
+
+
+def test_without_a_confirm_phase_costs_are_those_of_the_searchs_trials(
+    browser: Browser, tmp_path: Path
+) -> None:
+    made = make_up(seeds=0)
+    made.fail([1], "boom")
+    made.trials[0]["status"] = "stopped"
+    opened = Opened(browser, write_report(made.results(), tmp_path))
+    opened.check()
+    costs = opened.page.locator("#made-up-costs")
+    points = costs.locator(".chart").first.locator("[aria-roledescription=point]")
+    assert points.count() == 11, "every trial but the failed one"
+    assert "Only trials that ran to their end count" in costs.inner_text()
+
+
+def test_costs_name_the_methods_that_are_not_confirmed(browser: Browser, tmp_path: Path) -> None:
+    made = make_up()
+    made.fail_confirm("lora", [0, 1, 2])
+    costs = Opened(browser, write_report(made.results(), tmp_path)).page.locator("#made-up-costs")
+    assert "Not confirmed, so not shown: lora." in costs.inner_text()
+    assert costs.locator(".chart").first.locator("[aria-roledescription=point]").count() == 2
 
 
 def test_the_text_of_an_error_is_text(browser: Browser, finished: Path) -> None:
