@@ -118,6 +118,15 @@ def _confirming(results: ResultSet, experiment: str) -> pd.DataFrame:
     return tried[is_same.all(axis=1) | ~tried.method.isin(best.index)]
 
 
+def examples_per_test_second(results: ResultSet, experiment: str) -> pd.Series:
+    """Return, by confirmed method, the test examples it labelled per second of its evaluations on test."""
+    trials = confirmed(results, experiment).dropna(subset=["test_seconds"])
+    predictions = results.predictions[results.predictions.experiment == experiment]
+    counts = predictions.groupby("trial_id").size().reindex(trials.trial_id).to_numpy(float)
+    sums = trials.assign(labelled=counts).groupby("method")[["labelled", "test_seconds"]].sum()
+    return sums.labelled / sums.test_seconds.where(sums.test_seconds > 0)
+
+
 def most_frequent_label(results: ResultSet, experiment: str) -> tuple[str, float] | None:
     """Return the test split's most frequent label and the accuracy of always answering it, if known."""
     predictions = results.predictions[results.predictions.experiment == experiment]

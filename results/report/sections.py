@@ -10,7 +10,7 @@ import yaml
 
 from results.analysis import budget_curve, claims, compare, importance, surface
 from results.analysis.claims import UNKNOWN
-from results.analysis.metrics import amount, good_trials, most_frequent_label
+from results.analysis.metrics import examples_per_test_second, good_trials, most_frequent_label
 from results.analysis.tuning import TRIALS_EACH, has_numbers
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
@@ -46,6 +46,7 @@ def write_sections(view: View) -> list[Section]:
 
 
 def _methods_section(view: View) -> Section:
+    speeds = examples_per_test_second(view.results, view.name)
     rows = [
         Row(
             (
@@ -57,11 +58,13 @@ def _methods_section(view: View) -> Section:
                 if pd.isna(row.test_accuracy)
                 else f"{100 * row.test_accuracy_low:.1f} to {100 * row.test_accuracy_high:.1f}",
                 describe_hyperparameters(hyperparameters_of(row)) or "–",
-                _integer(row.trainable_parameters),
-                _amount(row, "model_bytes"),
-                _amount(row, "checkpoint_bytes"),
-                _amount(row, "peak_memory_bytes"),
-                _amount(row, "train_seconds"),
+                _number(row.trainable_parameters),
+                _number(row.model_bytes / 1e6, 1),
+                _number(row.checkpoint_bytes / 1e6, 1),
+                _number(row.peak_memory_bytes / 1e6),
+                _number(row.train_seconds, 1),
+                _number(row.search_train_seconds, 1),
+                _number(speeds.get(row.method, float("nan"))),
             ),
             view.color(row.method),
         )
@@ -70,7 +73,9 @@ def _methods_section(view: View) -> Section:
     caption = (
         "Each method with its best configuration. Test accuracy is the mean over the confirm phase's seeds, "
         "with its 95% interval and the number of that phase's trials that failed. Trainable is a number of "
-        "parameters; costs are per trial."
+        "parameters. MB are those of the model as loaded, of its checkpoint on disk, and of memory at its "
+        "peak. Train s is the training of one trial, search s that of all trials of the search; test/s is "
+        "the test examples labelled per second."
     )
     headings = (
         *(
@@ -82,7 +87,7 @@ def _methods_section(view: View) -> Section:
             "best configuration",
             "trainable",
         ),
-        *("model", "checkpoint", "peak memory", "train time"),
+        *("model MB", "disk MB", "peak MB", "train s", "search s", "test/s"),
     )
     return Section(f"{view.key}-methods", "Methods", tables=[PageTable(caption, headings, rows, (0, 5))])
 
@@ -327,12 +332,8 @@ def _points(value: float) -> str:
     return "–" if pd.isna(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def _integer(value: Any) -> str:
-    return "–" if pd.isna(value) else f"{value:,.0f}"
-
-
-def _amount(row: pd.Series, column: str) -> str:
-    return "–" if pd.isna(row[column]) else amount(float(row[column]), column)
+def _number(value: Any, digits: int = 0) -> str:
+    return "–" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
 def _short(fingerprint: Any) -> str:

@@ -66,6 +66,9 @@ class Opened:
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     made = make_up()
+    for row in made.trials:
+        if row["method"] == "head" and row["phase"] == "confirm":
+            row["test_seconds"] = 1.0 + row["seed"]  # 200 examples in 1, 2 and 3 seconds
     made.fail([1], "<script>document.title = 'owned'</script> & more")
     run = made.save(tmp_path / "run")
     return write_report(load(run), run / "report")
@@ -82,6 +85,13 @@ def test_a_finished_experiment(browser: Browser, finished: Path, width: int, sch
     ]
     page = opened.page
     assert page.locator(".verdict").inner_text().startswith("lora has the highest test accuracy: 86.")
+    methods = page.locator("#made-up-methods tr").all_inner_texts()
+    assert [row.split("\t")[7:] for row in methods] == [
+        ["model MB", "disk MB", "peak MB", "train s", "search s", "test/s"],
+        ["10.0", "1.0", "100", "10.1", "39.0", "100"],
+        ["10.0", "1.0", "200", "11.1", "43.0", "–"],
+        ["10.0", "1.0", "300", "12.1", "47.0", "–"],
+    ]
     assert page.locator("h1").count() == 1
     assert page.locator("table caption").count() == page.locator("table").count() == 5
     page.locator("summary").click()
