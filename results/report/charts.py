@@ -182,7 +182,7 @@ def _cost_axis(title: str) -> alt.X:
 
 
 def _accuracy_axis(title: str, field: str = "accuracy") -> alt.Y:
-    return alt.Y(f"{field}:Q", title=title, scale=INSIDE, axis=alt.Axis(format=".0%"))
+    return alt.Y(f"{field}:Q", title=title, scale=INSIDE, axis=alt.Axis(format=".1~%"))
 
 
 def _front(data: pd.DataFrame, x: alt.X, y: alt.Y, dashes: alt.StrokeDash) -> alt.Chart:
@@ -209,21 +209,25 @@ def curve_domain(curves: pd.DataFrame, metric: str, best: Collection[str]) -> tu
     return float(low - margin), float(high + margin)
 
 
+def shown_curves(curves: pd.DataFrame, best: str | None) -> pd.DataFrame:
+    """Return the rows of the best trial and of at most so many others of a method as can be told apart."""
+    ids = [trial for trial in curves.trial_id.unique() if trial != best]
+    step = -(-len(ids) // FAINT_TRIALS) if ids else 1
+    return curves[curves.trial_id.isin([*ids[::step], best])]
+
+
 def curve_chart(
-    curves: pd.DataFrame, best: str | None, metric: str, color: str, domain: tuple[float, float]
+    shown: pd.DataFrame, best: str | None, metric: str, color: str, domain: tuple[float, float]
 ) -> Chart:
     """Draw one method's learning curves: the best trial bold and the others faint.
 
     Arguments:
-        curves: metrics rows of one method's search trials.
+        shown: metrics rows of those of its search trials that are drawn.
         best: id of its best trial.
         metric: ``train_loss`` or ``validation_accuracy``.
         color: the method's colour.
         domain: range of the vertical axis.
     """
-    ids = [trial for trial in curves.trial_id.unique() if trial != best]
-    step = -(-len(ids) // FAINT_TRIALS) if ids else 1
-    shown = curves[curves.trial_id.isin([*ids[::step], best])]
     data = pd.DataFrame(
         {
             "trial": shown.trial_id,
@@ -238,7 +242,7 @@ def curve_chart(
         y=alt.Y(
             "value:Q",
             title=metric.replace("_", " "),
-            scale=alt.Scale(domain=domain, nice=True),
+            scale=alt.Scale(domain=domain, nice=False),
             axis=alt.Axis(format=".0%" if is_share else ".2~f", tickCount=5),
         ),
         detail="trial:N",
@@ -257,6 +261,11 @@ def curve_chart(
         strokeWidth=3, color=color, clip=True, point=alt.OverlayMarkDef(color=color, size=45)
     )
     return faint + dots + bold
+
+
+def has_bands(curve: pd.DataFrame) -> bool:
+    """Say whether any method's interval is known at two numbers of trials, between which a band is drawn."""
+    return bool((curve.groupby("method").low.count() > 1).any())
 
 
 def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
@@ -288,80 +297,82 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
             alt.Tooltip("high:Q", format=".1%"),
         ],
     )
-    return band + line if data.low.notna().any() else line
+    return band + line if has_bands(curve) else line
 
 
-def surface_chart(cells: pd.DataFrame) -> Chart:
-    """Draw one method's best accuracy by rank and learning rate, with the number in each cell."""
-    data = pd.DataFrame(
-        {
-            "rank": [f"{rank:g}" for rank in cells["rank"]],
-            "order": cells["rank"],
-            "low": cells.learning_rate_low,
-            "high": cells.learning_rate_high,
-            "rate": [
-                f"{low:.2e} to {high:.2e}"
-                for low, high in zip(cells.learning_rate_low, cells.learning_rate_high, strict=True)
+def rank_chart(trials: pd.DataFrame, domain: tuple[float, float]) -> Chart:
+    """Draw one method's trials by rank and learning rate, coloured by accuracy.
+
+    Arguments:
+        trials: its search trials.
+        domain: range of the colours, the same for all methods.
+    """
+    return (
+        alt.Chart(_tuned(trials).assign(rank=trials.hp_rank))
+        .mark_point(filled=True, size=130, opacity=1, stroke="#808080", strokeWidth=1)
+        .encode(
+            x=_rate_axis(),
+            y=alt.Y("rank:O", title="rank", sort="descending"),
+            color=alt.Color(
+                "accuracy:Q",
+                title="validation accuracy",
+                scale=alt.Scale(scheme="cividis", domain=domain),
+                legend=alt.Legend(format=".1~%", gradientLength=160, tickCount=3),
+            ),
+            tooltip=[
+                alt.Tooltip("trial:N"),
+                alt.Tooltip("rank:O"),
+                alt.Tooltip("learning_rate:Q", format=".2~e"),
+                alt.Tooltip("accuracy:Q", format=".1%", title="validation accuracy"),
             ],
-            "accuracy": cells.best.round(4),
-            "trials": cells.trials,
-        }
-    ).sort_values(["order", "low"])
-    span = data.accuracy.max() - data.accuracy.min()
-    middle = data.accuracy.min() + 0.6 * span
-    base = alt.Chart(data).encode(
-        x=alt.X(
-            "rate:N", title="learning rate", sort=alt.EncodingSortField("low"), axis=alt.Axis(labelAngle=-35)
-        ),
-        y=alt.Y("rank:N", title="rank", sort=alt.EncodingSortField("order", order="descending")),
-        tooltip=[
-            alt.Tooltip("rank:N"),
-            alt.Tooltip("rate:N", title="learning rate"),
-            alt.Tooltip("accuracy:Q", format=".1%", title="best validation accuracy"),
-            alt.Tooltip("trials:Q"),
-        ],
+        )
     )
-    cell = base.mark_rect().encode(
-        color=alt.Color("accuracy:Q", scale=alt.Scale(scheme="cividis"), legend=None)
-    )
-    number = base.mark_text(fontSize=11).encode(
-        text=alt.Text("accuracy:Q", format=".0%"),
-        color=alt.condition(alt.datum.accuracy > float(middle), alt.value("#000"), alt.value("#fff")),
-    )
-    return cell + number
 
 
-def rate_chart(trials: pd.DataFrame, color: str) -> Chart:
-    """Draw one method's accuracy by learning rate, for methods without a rank."""
-    data = pd.DataFrame(
+def rate_chart(trials: pd.DataFrame, color: str, domain: tuple[float, float]) -> Chart:
+    """Draw one method's accuracy by learning rate, for methods without a rank.
+
+    Arguments:
+        trials: its search trials.
+        color: the method's colour.
+        domain: range of the accuracies, the same for all methods.
+    """
+    return (
+        alt.Chart(_tuned(trials))
+        .mark_point(filled=True, size=60, color=color)
+        .encode(
+            x=_rate_axis(),
+            y=alt.Y(
+                "accuracy:Q",
+                title="validation accuracy",
+                scale=alt.Scale(domain=domain, padding=12),
+                axis=alt.Axis(format=".1~%", tickCount=5),
+            ),
+            tooltip=[
+                alt.Tooltip("trial:N"),
+                alt.Tooltip("learning_rate:Q", format=".2~e"),
+                alt.Tooltip("accuracy:Q", format=".1%", title="validation accuracy"),
+            ],
+        )
+    )
+
+
+def _tuned(trials: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
         {
             "trial": trials.trial_id,
             "learning_rate": trials.hp_learning_rate.astype(float),
             "accuracy": trials.validation_accuracy.round(4),
         }
     )
-    return (
-        alt.Chart(data)
-        .mark_point(filled=True, size=60, color=color)
-        .encode(
-            x=alt.X(
-                "learning_rate:Q",
-                title="learning rate",
-                scale=alt.Scale(type="log"),
-                axis=alt.Axis(format=".0e", tickCount=4),
-            ),
-            y=alt.Y(
-                "accuracy:Q",
-                title="validation accuracy",
-                scale=alt.Scale(zero=False),
-                axis=alt.Axis(format=".0%"),
-            ),
-            tooltip=[
-                alt.Tooltip("trial:N"),
-                alt.Tooltip("learning_rate:Q", format=".2~e"),
-                alt.Tooltip("accuracy:Q", format=".1%"),
-            ],
-        )
+
+
+def _rate_axis() -> alt.X:
+    return alt.X(
+        "learning_rate:Q",
+        title="learning rate",
+        scale=alt.Scale(type="log", padding=12, nice=False),
+        axis=alt.Axis(format=".0e", tickCount=4, labelFlush=12),
     )
 
 

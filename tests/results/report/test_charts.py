@@ -9,8 +9,10 @@ import pytest
 from made_up import MadeUp, make_up
 
 from results.analysis import summary
+from results.analysis.metrics import most_frequent_label
 from results.report import charts
 from results.report.charts import curve_domain
+from results.report.page import study_figures
 from results.report.view import View
 
 
@@ -53,6 +55,22 @@ def test_confirmed_methods_are_charted_by_their_means_on_test_with_intervals() -
     assert (drawn.low < drawn.accuracy).all()
     assert drawn.cost.to_dict() == pytest.approx({"head": 10.1, "full": 11.1, "lora": 12.1})
     assert drawn.efficient.all()
+
+
+def test_the_pareto_figure_is_the_pages_chart_of_memory() -> None:
+    view = View(make_up().results(), "made-up", "made-up")
+    page = view.cost_chart("peak_memory_bytes", "peak memory, MB", 1e6)
+    drawn, expected = marks_of(study_figures(view)["pareto"]), marks_of(page)
+    assert drawn.cost.tolist() == pytest.approx([100, 200, 300], abs=0.1)
+    pd.testing.assert_frame_equal(drawn, expected)
+
+
+def test_the_most_frequent_label_is_that_of_the_test_split() -> None:
+    made = make_up(examples=8)
+    for row in made.predictions:
+        row["label"] = "rare" if row["example_id"] in (0, 5) else "common"
+    assert most_frequent_label(made.results(), "made-up") == ("common", 0.75)
+    assert most_frequent_label(made.results(), "another") is None
 
 
 def test_a_method_that_is_not_confirmed_is_not_among_those_that_are() -> None:
