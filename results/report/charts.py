@@ -27,6 +27,9 @@ COLORS: Final[Mapping[str, str]] = {
 MORE_COLORS: Final = ("#56B4E9", "#D55E00", "#B8AD00", "#7A5195", "#5C8A00", "#A05A2C")
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 
+SHARE: Final = ".1~%"
+"""Format of axes of accuracies: with a decimal where there is one, so that no two ticks read alike."""
+
 FAINT_TRIALS: Final = 60
 """Most curves drawn besides the best one; of more, evenly spaced ones are drawn."""
 
@@ -182,7 +185,7 @@ def _cost_axis(title: str) -> alt.X:
 
 
 def _accuracy_axis(title: str, field: str = "accuracy") -> alt.Y:
-    return alt.Y(f"{field}:Q", title=title, scale=INSIDE, axis=alt.Axis(format=".1~%"))
+    return alt.Y(f"{field}:Q", title=title, scale=INSIDE, axis=alt.Axis(format=SHARE))
 
 
 def _front(data: pd.DataFrame, x: alt.X, y: alt.Y, dashes: alt.StrokeDash) -> alt.Chart:
@@ -243,7 +246,7 @@ def curve_chart(
             "value:Q",
             title=metric.replace("_", " "),
             scale=alt.Scale(domain=domain, nice=False),
-            axis=alt.Axis(format=".0%" if is_share else ".2~f", tickCount=5),
+            axis=alt.Axis(format=SHARE if is_share else ".2~f", tickCount=5),
         ),
         detail="trial:N",
         tooltip=[
@@ -279,7 +282,7 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
         "expected_best:Q",
         title="expected best accuracy",
         scale=alt.Scale(zero=False),
-        axis=alt.Axis(format=".0%"),
+        axis=alt.Axis(format=SHARE),
     )
     band = (
         base.transform_filter("isValid(datum.low)")
@@ -317,7 +320,7 @@ def rank_chart(trials: pd.DataFrame, domain: tuple[float, float]) -> Chart:
                 "accuracy:Q",
                 title="validation accuracy",
                 scale=alt.Scale(scheme="cividis", domain=domain),
-                legend=alt.Legend(format=".1~%", gradientLength=160, tickCount=3),
+                legend=alt.Legend(format=SHARE, gradientLength=160, tickCount=3),
             ),
             tooltip=[
                 alt.Tooltip("trial:N"),
@@ -346,7 +349,7 @@ def rate_chart(trials: pd.DataFrame, color: str, domain: tuple[float, float]) ->
                 "accuracy:Q",
                 title="validation accuracy",
                 scale=alt.Scale(domain=domain, padding=12),
-                axis=alt.Axis(format=".1~%", tickCount=5),
+                axis=alt.Axis(format=SHARE, tickCount=5),
             ),
             tooltip=[
                 alt.Tooltip("trial:N"),
@@ -442,7 +445,7 @@ def study_chart(curves: pd.DataFrame, methods: Sequence[str]) -> Chart:
         .properties(width=330, height=260)
         for column, title, form in (
             ("train_loss", "training loss", ".2~f"),
-            ("validation_accuracy", "validation accuracy", ".0%"),
+            ("validation_accuracy", "validation accuracy", SHARE),
         )
     ]
     return alt.hconcat(*parts)

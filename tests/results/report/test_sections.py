@@ -39,6 +39,13 @@ def test_losses_that_are_cut_off_are_told_where_they_are_cut() -> None:
     assert f"Values above {domain[1]:.2f} are cut off." in figures["lora"].description
 
 
+def test_ticks_of_accuracies_that_are_close_do_not_read_alike() -> None:
+    sections = write_sections(View(make_up().results(), "made-up", "made-up"))
+    specs = [figure.spec for section in sections for figure in section.charts]
+    assert not [spec for spec in specs if '".0%"' in spec]
+    assert len([spec for spec in specs if '".1~%"' in spec]) == 4 + 3 + 1 + 3
+
+
 def test_bands_are_told_where_they_are_drawn() -> None:
     assert "Bands" not in section_of(make_up(trials=5), "Tuning").charts[0].description
     many = section_of(make_up(trials=6), "Tuning").charts[0]
