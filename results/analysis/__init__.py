@@ -9,7 +9,7 @@ from results.analysis.metrics import best_trials
 from results.analysis.ranks import ranks
 from results.analysis.summary import summary
 from results.analysis.tradeoffs import hypervolume, pareto
-from results.analysis.tuning import budget_curve, importance, surface
+from results.analysis.tuning import budget_curve, importance
 from results.analysis.verdict import verdict
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "pareto",
     "ranks",
     "summary",
-    "surface",
     "verdict",
 ]

@@ -126,6 +126,33 @@ def _confirming(results: ResultSet, experiment: str) -> pd.DataFrame:
     return tried[is_same.all(axis=1) | ~tried.method.isin(best.index)]
 
 
+def examples_per_test_second(results: ResultSet, experiment: str) -> pd.Series:
+    """Return, by confirmed method, the test examples it labelled per second of its evaluations on test."""
+    trials = confirmed(results, experiment).dropna(subset=["test_seconds"])
+    predictions = results.predictions[results.predictions.experiment == experiment]
+    counts = predictions.groupby("trial_id").size().reindex(trials.trial_id).to_numpy(float)
+    sums = trials.assign(labelled=counts).groupby("method")[["labelled", "test_seconds"]].sum()
+    return sums.labelled / sums.test_seconds.where(sums.test_seconds > 0)
+
+
+def guessing(results: ResultSet, experiment: str, metric: str = "test_accuracy") -> tuple[str, float] | None:
+    """Return the test split's most frequent label and what always answering it scores, if known.
+
+    Arguments:
+        results: has the predictions.
+        experiment: whose test split.
+        metric: ``test_accuracy`` or ``test_macro_f1``.
+    """
+    predictions = results.predictions[results.predictions.experiment == experiment]
+    labels = predictions[predictions.trial_id == predictions.trial_id.min()].label
+    if labels.empty:
+        return None
+    shares = labels.value_counts(normalize=True)
+    most, label = float(shares.max()), str(shares.index[shares == shares.max()].min())
+    # Only this label's F1 is not 0: its recall is 1, and its precision is its share.
+    return label, most if metric == "test_accuracy" else 2 * most / (1 + most) / len(shares)
+
+
 def why_costs_mislead(trials: pd.DataFrame) -> str:
     """Say in a sentence why an experiment's trials must not be compared by their costs; else nothing."""
     if (trials.trials_per_pack > 1).any():
@@ -136,20 +163,6 @@ def why_costs_mislead(trials: pd.DataFrame) -> str:
     if trials.gpus_per_trial.between(0, 1, inclusive="neither").any():
         return "Trials shared GPUs: do not compare their times."
     return ""
-
-
-def guessing(predictions: pd.DataFrame, metric: str) -> tuple[str, float]:
-    """Return the most frequent label, and what giving it as the only answer scores on test.
-
-    Arguments:
-        predictions: of one experiment.
-        metric: ``test_accuracy`` or ``test_macro_f1``.
-    """
-    labels = predictions[predictions.trial_id == predictions.trial_id.iloc[0]].label
-    shares = labels.value_counts(normalize=True)
-    most = float(shares.iloc[0])
-    # Only this label's F1 is not 0: its recall is 1, and its precision is its share.
-    return str(labels.mode()[0]), most if metric == "test_accuracy" else 2 * most / (1 + most) / len(shares)
 
 
 def samples(results: ResultSet, experiment: str, metric: str, draws: int, seed: int = 0) -> dict[str, Sample]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import moocore
 import numpy as np
@@ -30,7 +30,8 @@ def pareto(
     Arguments:
         results: one or more experiments.
         metrics: columns of :func:`summary` or of trials, and which direction is better.
-        of: what to compare; of the trials, only search trials that did not fail.
+        of: what to compare; of the trials, only search trials that did not fail. Only those that completed
+            can be efficient or dominate others: what ended early is cheap for that reason alone.
 
     Returns:
         The rows that have a value for every metric, with a column ``efficient``.
@@ -42,13 +43,17 @@ def pareto(
     _check(frame, metrics)
     frame = frame.dropna(subset=list(metrics)).copy()
     frame["efficient"] = False
-    for _, group in frame.groupby("experiment"):
-        frame.loc[group.index, "efficient"] = moocore.is_nondominated(
-            group[list(metrics)].to_numpy(float),
-            maximise=[way == "max" for way in metrics.values()],
-            keep_weakly=True,
-        )
+    compared = frame if of == "methods" else frame[frame.status == "completed"]
+    for _, group in compared.groupby("experiment"):
+        frame.loc[group.index, "efficient"] = nondominated(group, metrics)
     return frame
+
+
+def nondominated(frame: pd.DataFrame, metrics: Directions) -> Any:
+    """Return, for each row, whether no other row is better in one metric and as good in all: [rows], bool."""
+    values = frame[list(metrics)].to_numpy(float)
+    maximise = [way == "max" for way in metrics.values()]
+    return moocore.is_nondominated(values, maximise=maximise, keep_weakly=True)
 
 
 def hypervolume(frame: pd.DataFrame, metrics: Directions, reference: Mapping[str, float]) -> float:

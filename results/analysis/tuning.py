@@ -20,6 +20,9 @@ TRIALS_EACH = 10
 """Trials per hyperparameter that importances need. With this many, a hyperparameter that moves the score as
 much as noise does comes first in 83 to 100 of 100 simulations; noise alone gets importances in 5 to 14."""
 
+TOO_FEW = "too few trials to tell"
+ONLY_CHANCE = "no more than chance is seen"
+
 WIDE = 10.0
 """A positive hyperparameter whose values span at least this factor is assumed to be on a log scale."""
 
@@ -121,9 +124,9 @@ def importance(results: ResultSet, metric: str = "validation_accuracy", seed: in
         varied = _varied(group)
         note, shares = "", dict.fromkeys(varied, float("nan"))
         if len(group) < TRIALS_EACH * len(varied):
-            note = "too few trials to tell"
+            note = TOO_FEW
         elif varied and not _predicts(group[list(varied.values())], group[metric].to_numpy(float), seed):
-            note = "no more than chance is seen"
+            note = ONLY_CHANCE
         elif varied:
             shares = _shares(group, varied, metric, seed)
         rows += [
@@ -174,32 +177,6 @@ def _shares(group: pd.DataFrame, varied: dict[str, str], metric: str, seed: int)
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def surface(results: ResultSet, metric: str = "validation_accuracy", bins: int = 6) -> pd.DataFrame:
-    """Return the best score by rank and learning rate, for methods that have both.
-
-    Arguments:
-        results: one or more experiments.
-        metric: a column of trials in which higher is better.
-        bins: number of equal steps of the learning rate's logarithm, over the method's range.
-
-    Returns:
-        Columns experiment, method, rank, learning_rate_low, learning_rate_high, best, trials.
-    """
-    parts = []
-    for experiment, method, group in _scored(results, metric):
-        if not all(has_numbers(group, name) for name in ("hp_rank", "hp_learning_rate")):
-            continue
-        rates = group.hp_learning_rate.to_numpy(float)
-        edges = np.geomspace(rates.min(), rates.max(), bins + 1)
-        index = np.clip(np.searchsorted(edges, rates, side="right") - 1, 0, bins - 1)
-        table = group.assign(low=edges[index], high=edges[index + 1]).groupby(["hp_rank", "low", "high"])
-        best = table[metric].agg(["max", "size"]).reset_index()
-        best.columns = pd.Index(["rank", "learning_rate_low", "learning_rate_high", "best", "trials"])
-        parts.append(best.assign(experiment=experiment, method=method))
-    columns = ["experiment", "method", "rank", "learning_rate_low", "learning_rate_high", "best", "trials"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
 def _scored(results: ResultSet, metric: str) -> list[tuple[str, str, pd.DataFrame]]:
     trials = results.trials
     good = good_trials(trials, metric)
@@ -232,9 +209,3 @@ def _distribution(values: pd.Series) -> Any:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def has_numbers(trials: pd.DataFrame, column: str) -> bool:
-    """Say whether a column of hyperparameters is there and has numbers above 0 alone, as a chart needs."""
-    known = trials[column].dropna() if column in trials else pd.Series()
-    return pd.api.types.is_numeric_dtype(known) and len(known) > 0 and bool((known > 0).all())

@@ -88,11 +88,17 @@ class _Judged:
         return failed_confirms(self.results, self.experiment)
 
     @cached_property
+    def guess(self) -> tuple[str, float] | None:
+        """The test split's most frequent label and what always answering it scores, if that can be said."""
+        known = self.metric in ("test_accuracy", "test_macro_f1")
+        return guessing(self.results, self.experiment, self.metric) if known else None
+
+    @cached_property
     def doubtful(self) -> list[str]:
         """Methods that may be no better than always giving the most frequent label."""
-        if self.metric not in ("test_accuracy", "test_macro_f1"):
+        if self.guess is None:
             return []
-        _, score = guessing(self.results.predictions, self.metric)
+        _, score = self.guess
         return [method for method, sample in self.by_method.items() if not estimate(sample).low > score]
 
 
@@ -101,9 +107,10 @@ def _sentences(judged: _Judged) -> Iterator[str]:
         yield _not_compared(judged)
         yield from _list_failed(judged.failed)
         return
-    if len(judged.doubtful) == len(judged.by_method):
-        label, score = _guess(judged)
-        yield f"No method is shown to be better than always answering {label}, which scores {score}."
+    if judged.guess and len(judged.doubtful) == len(judged.by_method):
+        label, score = judged.guess
+        scores = level(score, judged.metric)
+        yield f"No method is shown to be better than always answering {label!r}, which scores {scores}."
     yield _leader(judged)
     if len(judged.by_method) > 1 and judged.pairs.seeds.max() == 1:
         yield "A single seed shows no difference: chance in training is not accounted for."
@@ -165,22 +172,17 @@ def _reach(pair: pd.Series, most_seeds: int) -> str:
 
 def _against_guessing(judged: _Judged) -> Iterator[str]:
     """Say what the most frequent label as the only answer scores, who may be no better, and who does that."""
-    if judged.metric not in ("test_accuracy", "test_macro_f1"):
+    if judged.guess is None:
         return
     if len(judged.doubtful) < len(judged.by_method):
-        label, score = _guess(judged)
+        label, score = judged.guess
         may = f"; {_list(judged.doubtful)} may be no better" if judged.doubtful else ""
-        yield f"Always answering {label} scores {score}{may}."
+        yield f"Always answering {label!r} scores {level(score, judged.metric)}{may}."
     answers = judged.results.predictions.groupby(["method", "trial_id"], sort=False).prediction.nunique()
     same = {method: answers[method] == 1 for method in judged.doubtful}
     counts = [f"{method} on {one.sum()} of {len(one)} seeds" for method, one in same.items() if one.any()]
     if counts:
         yield f"All examples get the same answer from {_list(counts)}."
-
-
-def _guess(judged: _Judged) -> tuple[str, str]:
-    label, score = guessing(judged.results.predictions, judged.metric)
-    return repr(label), level(score, judged.metric)
 
 
 def _cheapest(judged: _Judged) -> Iterator[str]:

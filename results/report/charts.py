@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from results.analysis.metrics import amount
-from results.analysis.tradeoffs import Directions, pareto
+from results.analysis.tradeoffs import Directions, nondominated, pareto
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.loading import ResultSet
 
@@ -26,6 +26,9 @@ COLORS: Final[Mapping[str, str]] = {
 }
 MORE_COLORS: Final = ("#56B4E9", "#D55E00", "#B8AD00", "#7A5195", "#5C8A00", "#A05A2C")
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+
+SHARE: Final = ".1~%"
+"""Format of axes of accuracies: with a decimal where there is one, so that no two ticks read alike."""
 
 FAINT_TRIALS: Final = 60
 """Most curves drawn besides the best one; of more, evenly spaced ones are drawn."""
@@ -55,9 +58,61 @@ def method_shapes(methods: Sequence[str]) -> alt.Shape:
 
 
 def cost_chart(
+    table: pd.DataFrame, cost: str, title: str, unit: float, methods: Sequence[str], guessing: float | None
+) -> Chart | None:
+    """Draw the confirmed methods' test accuracy, with its interval, against a cost, and the Pareto front.
+
+    Arguments:
+        table: :func:`results.analysis.summary` of one experiment.
+        cost: one of its columns.
+        title: title of the cost axis.
+        unit: divisor of the costs.
+        methods: names, in the order of colours.
+        guessing: accuracy of always answering the most frequent label; drawn unless it is so far below all
+            intervals that they would get less than half of the chart.
+    """
+    directions: Directions = {"test_accuracy": "max", cost: "min"}
+    rows = table.dropna(subset=list(directions))
+    if rows.empty:
+        return None
+    data = pd.DataFrame(
+        {
+            "method": rows.method,
+            "accuracy": rows.test_accuracy.astype(float).round(4),
+            "low": rows.test_accuracy_low.astype(float).round(4),
+            "high": rows.test_accuracy_high.astype(float).round(4),
+            "cost": (rows[cost].astype(float) / unit).round(4),
+            "configuration": _configurations(rows),
+            "efficient": nondominated(rows, directions),
+        }
+    )
+    x, y = _cost_axis(title), _accuracy_axis("test accuracy")
+    base = alt.Chart(data).encode(x=x, color=method_colors(methods))
+    interval = base.mark_rule(strokeWidth=2).encode(y=_accuracy_axis("test accuracy", "low"), y2="high:Q")
+    point = base.mark_point(filled=True, opacity=1, size=110).encode(
+        y=y,
+        shape=method_shapes(methods),
+        tooltip=[
+            alt.Tooltip("method:N"),
+            alt.Tooltip("configuration:N"),
+            alt.Tooltip("accuracy:Q", format=".1%", title="test accuracy"),
+            alt.Tooltip("low:Q", format=".1%"),
+            alt.Tooltip("high:Q", format=".1%"),
+            alt.Tooltip("cost:Q", format=",.4~g", title=title),
+        ],
+    )
+    if guessing is None or guessing < 2 * data.low.min() - data.high.max():
+        return _front(data, x, y, _dashes(FRONT)) + interval + point
+    dashes = _dashes(FRONT, GUESS)
+    line = alt.Chart(pd.DataFrame({"accuracy": [guessing], "line": [GUESS]}))
+    line = line.mark_rule(strokeWidth=2, color="#808080").encode(y=y, strokeDash=dashes)
+    return _front(data, x, y, dashes) + line + interval + point
+
+
+def search_cost_chart(
     trials: pd.DataFrame, best: Sequence[str], cost: str, title: str, unit: float, methods: Sequence[str]
 ) -> Chart | None:
-    """Draw validation accuracy against a cost: every trial, the best large, and the Pareto front.
+    """Draw validation accuracy against a cost: every trial, the best large, and the completed ones' front.
 
     Arguments:
         trials: search trials of one experiment.
@@ -79,21 +134,12 @@ def cost_chart(
             "trial": rows.trial_id,
             "accuracy": rows.validation_accuracy.round(4),
             "cost": (rows[cost] / unit).round(4),
-            "configuration": [
-                describe_hyperparameters(hyperparameters_of(row)) for _, row in rows.iterrows()
-            ],
+            "configuration": _configurations(rows),
             "best": rows.best,
             "efficient": rows.efficient,
         }
     )
-    inside = alt.Scale(zero=False, padding=12)  # pixels, to keep marks off the frame
-    x = alt.X("cost:Q", title=title, scale=inside, axis=alt.Axis(tickCount=5))
-    y = alt.Y("accuracy:Q", title="validation accuracy", scale=inside, axis=alt.Axis(format=".0%"))
-    front = (
-        alt.Chart(data[data.efficient].sort_values("cost"))
-        .mark_line(interpolate="step-after", strokeDash=[4, 3], color="#808080")
-        .encode(x=x, y=y, order="cost:Q")
-    )
+    x, y = _cost_axis(title), _accuracy_axis("validation accuracy")
     points = (
         alt.Chart(data)
         .mark_point(filled=True)
@@ -112,7 +158,41 @@ def cost_chart(
             ],
         )
     )
-    return front + points
+    return _front(data, x, y, _dashes(FRONT)) + points
+
+
+INSIDE: Final = alt.Scale(zero=False, padding=12)
+"""Keeps marks so many pixels off the frame."""
+
+
+FRONT: Final = "Pareto front"
+GUESS: Final = "always the most frequent label"
+
+
+def _dashes(*lines: str) -> alt.StrokeDash:
+    """Encode the lines that are drawn by their dashes, and name them in the legend."""
+    dashes = alt.Scale(domain=list(lines), range=[[4, 3] if line == FRONT else [1, 3] for line in lines])
+    legend = alt.Legend(symbolStrokeColor="#808080", labelLimit=200)
+    return alt.StrokeDash("line:N", title=None, scale=dashes, legend=legend)
+
+
+def _configurations(rows: pd.DataFrame) -> list[str]:
+    return [describe_hyperparameters(hyperparameters_of(row)) for _, row in rows.iterrows()]
+
+
+def _cost_axis(title: str) -> alt.X:
+    return alt.X("cost:Q", title=title, scale=INSIDE, axis=alt.Axis(tickCount=5))
+
+
+def _accuracy_axis(title: str, field: str = "accuracy") -> alt.Y:
+    return alt.Y(f"{field}:Q", title=title, scale=INSIDE, axis=alt.Axis(format=SHARE))
+
+
+def _front(data: pd.DataFrame, x: alt.X, y: alt.Y, dashes: alt.StrokeDash) -> alt.Chart:
+    """Draw the best accuracy that can be had for each cost."""
+    line = alt.Chart(data[data.efficient].sort_values("cost").assign(line=FRONT))
+    line = line.mark_line(interpolate="step-after", color="#808080")
+    return line.encode(x=x, y=y, order="cost:Q", strokeDash=dashes)
 
 
 def curve_domain(curves: pd.DataFrame, metric: str, best: Collection[str]) -> tuple[float, float]:
@@ -132,21 +212,25 @@ def curve_domain(curves: pd.DataFrame, metric: str, best: Collection[str]) -> tu
     return float(low - margin), float(high + margin)
 
 
+def shown_curves(curves: pd.DataFrame, best: str | None) -> pd.DataFrame:
+    """Return the rows of the best trial and of at most so many others of a method as can be told apart."""
+    ids = [trial for trial in curves.trial_id.unique() if trial != best]
+    step = -(-len(ids) // FAINT_TRIALS) if ids else 1
+    return curves[curves.trial_id.isin([*ids[::step], best])]
+
+
 def curve_chart(
-    curves: pd.DataFrame, best: str | None, metric: str, color: str, domain: tuple[float, float]
+    shown: pd.DataFrame, best: str | None, metric: str, color: str, domain: tuple[float, float]
 ) -> Chart:
     """Draw one method's learning curves: the best trial bold and the others faint.
 
     Arguments:
-        curves: metrics rows of one method's search trials.
+        shown: metrics rows of those of its search trials that are drawn.
         best: id of its best trial.
         metric: ``train_loss`` or ``validation_accuracy``.
         color: the method's colour.
         domain: range of the vertical axis.
     """
-    ids = [trial for trial in curves.trial_id.unique() if trial != best]
-    step = -(-len(ids) // FAINT_TRIALS) if ids else 1
-    shown = curves[curves.trial_id.isin([*ids[::step], best])]
     data = pd.DataFrame(
         {
             "trial": shown.trial_id,
@@ -161,8 +245,8 @@ def curve_chart(
         y=alt.Y(
             "value:Q",
             title=metric.replace("_", " "),
-            scale=alt.Scale(domain=domain, nice=True),
-            axis=alt.Axis(format=".0%" if is_share else ".2~f", tickCount=5),
+            scale=alt.Scale(domain=domain, nice=False),
+            axis=alt.Axis(format=SHARE if is_share else ".2~f", tickCount=5),
         ),
         detail="trial:N",
         tooltip=[
@@ -182,6 +266,11 @@ def curve_chart(
     return faint + dots + bold
 
 
+def has_bands(curve: pd.DataFrame) -> bool:
+    """Say whether any method's interval is known at two numbers of trials, between which a band is drawn."""
+    return bool((curve.groupby("method").low.count() > 1).any())
+
+
 def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
     """Draw the expected best validation accuracy by number of trials, with bands as far as there are any."""
     data = curve.assign(**{name: curve[name].round(4) for name in ("expected_best", "low", "high")})
@@ -193,7 +282,7 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
         "expected_best:Q",
         title="expected best accuracy",
         scale=alt.Scale(zero=False),
-        axis=alt.Axis(format=".0%"),
+        axis=alt.Axis(format=SHARE),
     )
     band = (
         base.transform_filter("isValid(datum.low)")
@@ -211,80 +300,82 @@ def budget_chart(curve: pd.DataFrame, methods: Sequence[str]) -> Chart:
             alt.Tooltip("high:Q", format=".1%"),
         ],
     )
-    return band + line if data.low.notna().any() else line
+    return band + line if has_bands(curve) else line
 
 
-def surface_chart(cells: pd.DataFrame) -> Chart:
-    """Draw one method's best accuracy by rank and learning rate, with the number in each cell."""
-    data = pd.DataFrame(
-        {
-            "rank": [f"{rank:g}" for rank in cells["rank"]],
-            "order": cells["rank"],
-            "low": cells.learning_rate_low,
-            "high": cells.learning_rate_high,
-            "rate": [
-                f"{low:.2e} to {high:.2e}"
-                for low, high in zip(cells.learning_rate_low, cells.learning_rate_high, strict=True)
+def rank_chart(trials: pd.DataFrame, domain: tuple[float, float]) -> Chart:
+    """Draw one method's trials by rank and learning rate, coloured by accuracy.
+
+    Arguments:
+        trials: its search trials.
+        domain: range of the colours, the same for all methods.
+    """
+    return (
+        alt.Chart(_tuned(trials).assign(rank=trials.hp_rank))
+        .mark_point(filled=True, size=130, opacity=1, stroke="#808080", strokeWidth=1)
+        .encode(
+            x=_rate_axis(),
+            y=alt.Y("rank:O", title="rank", sort="descending"),
+            color=alt.Color(
+                "accuracy:Q",
+                title="validation accuracy",
+                scale=alt.Scale(scheme="cividis", domain=domain),
+                legend=alt.Legend(format=SHARE, gradientLength=160, tickCount=3),
+            ),
+            tooltip=[
+                alt.Tooltip("trial:N"),
+                alt.Tooltip("rank:O"),
+                alt.Tooltip("learning_rate:Q", format=".2~e"),
+                alt.Tooltip("accuracy:Q", format=".1%", title="validation accuracy"),
             ],
-            "accuracy": cells.best.round(4),
-            "trials": cells.trials,
-        }
-    ).sort_values(["order", "low"])
-    span = data.accuracy.max() - data.accuracy.min()
-    middle = data.accuracy.min() + 0.6 * span
-    base = alt.Chart(data).encode(
-        x=alt.X(
-            "rate:N", title="learning rate", sort=alt.EncodingSortField("low"), axis=alt.Axis(labelAngle=-35)
-        ),
-        y=alt.Y("rank:N", title="rank", sort=alt.EncodingSortField("order", order="descending")),
-        tooltip=[
-            alt.Tooltip("rank:N"),
-            alt.Tooltip("rate:N", title="learning rate"),
-            alt.Tooltip("accuracy:Q", format=".1%", title="best validation accuracy"),
-            alt.Tooltip("trials:Q"),
-        ],
+        )
     )
-    cell = base.mark_rect().encode(
-        color=alt.Color("accuracy:Q", scale=alt.Scale(scheme="cividis"), legend=None)
-    )
-    number = base.mark_text(fontSize=11).encode(
-        text=alt.Text("accuracy:Q", format=".0%"),
-        color=alt.condition(alt.datum.accuracy > float(middle), alt.value("#000"), alt.value("#fff")),
-    )
-    return cell + number
 
 
-def rate_chart(trials: pd.DataFrame, color: str) -> Chart:
-    """Draw one method's accuracy by learning rate, for methods without a rank."""
-    data = pd.DataFrame(
+def rate_chart(trials: pd.DataFrame, color: str, domain: tuple[float, float]) -> Chart:
+    """Draw one method's accuracy by learning rate, for methods without a rank.
+
+    Arguments:
+        trials: its search trials.
+        color: the method's colour.
+        domain: range of the accuracies, the same for all methods.
+    """
+    return (
+        alt.Chart(_tuned(trials))
+        .mark_point(filled=True, size=60, color=color)
+        .encode(
+            x=_rate_axis(),
+            y=alt.Y(
+                "accuracy:Q",
+                title="validation accuracy",
+                scale=alt.Scale(domain=domain, padding=12),
+                axis=alt.Axis(format=SHARE, tickCount=5),
+            ),
+            tooltip=[
+                alt.Tooltip("trial:N"),
+                alt.Tooltip("learning_rate:Q", format=".2~e"),
+                alt.Tooltip("accuracy:Q", format=".1%", title="validation accuracy"),
+            ],
+        )
+    )
+
+
+def _tuned(trials: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
         {
             "trial": trials.trial_id,
             "learning_rate": trials.hp_learning_rate.astype(float),
             "accuracy": trials.validation_accuracy.round(4),
         }
     )
-    return (
-        alt.Chart(data)
-        .mark_point(filled=True, size=60, color=color)
-        .encode(
-            x=alt.X(
-                "learning_rate:Q",
-                title="learning rate",
-                scale=alt.Scale(type="log"),
-                axis=alt.Axis(format=".0e", tickCount=4),
-            ),
-            y=alt.Y(
-                "accuracy:Q",
-                title="validation accuracy",
-                scale=alt.Scale(zero=False),
-                axis=alt.Axis(format=".0%"),
-            ),
-            tooltip=[
-                alt.Tooltip("trial:N"),
-                alt.Tooltip("learning_rate:Q", format=".2~e"),
-                alt.Tooltip("accuracy:Q", format=".1%"),
-            ],
-        )
+
+
+def _rate_axis() -> alt.X:
+    return alt.X(
+        "learning_rate:Q",
+        title="learning rate",
+        scale=alt.Scale(type="log", padding=12, nice=False),
+        axis=alt.Axis(format=".0e", tickCount=4, labelFlush=12),
     )
 
 
@@ -354,7 +445,7 @@ def study_chart(curves: pd.DataFrame, methods: Sequence[str]) -> Chart:
         .properties(width=330, height=260)
         for column, title, form in (
             ("train_loss", "training loss", ".2~f"),
-            ("validation_accuracy", "validation accuracy", ".0%"),
+            ("validation_accuracy", "validation accuracy", SHARE),
         )
     ]
     return alt.hconcat(*parts)

@@ -46,9 +46,9 @@ def budget_rule_of(view: View) -> str:
     """Say what each method was given for its search, and on how many seeds its best was confirmed."""
     settings = view.settings
     if (seconds := _number_in(settings, "budget", "train_seconds")) is not None:
-        rule = f"{seconds:g} seconds of training"
+        rule = f"about {seconds:g} seconds of training {_used(view, 'train_seconds', '.1f')}"
     elif (examples := _number_in(settings, "budget", "examples")) is not None:
-        rule = f"{examples:,} training examples"
+        rule = f"about {examples:,} training examples {_used(view, 'examples', ',.0f')}"
     elif (trials := _number_in(settings, "search", "trials")) is not None:
         rule = f"{trials} trials"
     else:
@@ -56,6 +56,14 @@ def budget_rule_of(view: View) -> str:
     return (
         f"Budget rule: each method had {rule} to find its hyperparameters on validation; {_confirmed(view)}."
     )
+
+
+def _used(view: View, unit: str, form: str) -> str:
+    """Say what the methods' searches have used of a budget, and why that is not the budget."""
+    used = view.search.groupby("method")[unit].sum()
+    fewest, most = (f"{amount:{form}}" for amount in (used.min(), used.max()))
+    amounts = fewest if fewest == most else f"{fewest} to {most}"
+    return f"(used: {amounts}; it is checked only when a trial evaluates)"
 
 
 def _number_in(settings: dict[str, Any], section: str, name: str) -> int | float | None:

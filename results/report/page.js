@@ -8,7 +8,7 @@ function theme(isDark) {
     background: "transparent", font,
     view: { stroke: null },
     axis: { labelColor: quiet, titleColor: ink, gridColor: grid, domainColor: quiet, tickColor: quiet, titleFontWeight: 500, titlePadding: 8, labelOverlap: true, labelSeparation: 6 },
-    legend: { labelColor: ink, titleColor: ink, orient: "top", symbolOpacity: 1 },
+    legend: { labelColor: ink, titleColor: ink, orient: "top", symbolOpacity: 1, layout: { top: { direction: "vertical", anchor: "start" } } },
     text: { color: ink }, title: { color: ink },
   };
 }

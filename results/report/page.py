@@ -15,7 +15,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from results.analysis import ranks, summary
+from results.analysis import ranks
 from results.loading import ResultSet
 from results.report import charts
 from results.report.across import ranks_note, ranks_table
@@ -106,8 +106,7 @@ def chart_library(cache: Path | None) -> str:
 
 def study_figures(view: View) -> dict[str, Any]:
     """Return the figures to write as PNG: the founding study's three, and the Pareto chart."""
-    table = summary(view.results)
-    table = table[table.model_bytes.notna()]
+    table = view.summary[view.summary.model_bytes.notna()]
     if table.empty:
         return {}
     curves = view.results.metrics[view.results.metrics.trial_id.isin(view.best.trial_id)]
@@ -119,9 +118,7 @@ def study_figures(view: View) -> dict[str, Any]:
         "execution_time": charts.bar_chart(
             table, "train_seconds", "training of one trial, s", 1, view.methods
         ),
-        "pareto": charts.cost_chart(
-            view.search, list(view.best.trial_id), "peak_memory_bytes", "peak memory, MB", 1e6, view.methods
-        ),
+        "pareto": view.cost_chart("peak_memory_bytes", "peak memory, MB", 1e6),
     }
     sizes = {"model_size": (480, 200), "execution_time": (480, 200), "pareto": (520, 340)}
     return {

@@ -45,6 +45,7 @@ class Section:
     id: str
     title: str
     charts: Sequence[Figure] = ()
+    note: str = ""
     tables: Sequence[PageTable] = ()
     facts: Sequence[tuple[str, str]] = ()
     code: str = ""

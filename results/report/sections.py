@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from results.analysis import budget_curve, claims, compare, importance, summary, surface
+from results.analysis import budget_curve, claims, compare, importance
 from results.analysis.claims import UNKNOWN
-from results.analysis.metrics import amount, good_trials
-from results.analysis.tuning import TRIALS_EACH, has_numbers
+from results.analysis.metrics import examples_per_test_second, good_trials, guessing
+from results.analysis.tuning import ONLY_CHANCE, TOO_FEW, TRIALS_EACH
 from results.hyperparameters import describe_hyperparameters, hyperparameters_of
 from results.report import charts
-from results.report.parts import PageTable, Row, Section, p_value
+from results.report.parts import Figure, PageTable, Row, Section, p_value
 from results.report.view import View, json_object
-from results.schema import FAILED
+from results.schema import FAILED, UNFINISHED
 
 COSTS = (
     ("peak_memory_bytes", "peak memory, MB", 1e6),
@@ -24,6 +24,14 @@ COSTS = (
     ("model_bytes", "model as loaded, MB", 1e6),
     ("checkpoint_bytes", "checkpoint on disk, MB", 1e6),
 )
+
+MEMORY = {
+    "process_high_water": "of the whole worker process, Python and its libraries included",
+    "cuda_allocator": "what PyTorch's allocator gave out on the GPU",
+}
+"""What each source of peak memory measures."""
+
+NO_REVISION = "of unknown revision: there was no git checkout, or no git to read it"
 
 FAILURES_SHOWN = 50
 
@@ -36,7 +44,7 @@ def write_sections(view: View) -> list[Section]:
         _losses_section,
         _accuracies_section,
         _tuning_section,
-        _surfaces_section,
+        _hyperparameters_section,
         _differences_section,
         _claims_section,
         _failures_section,
@@ -46,6 +54,7 @@ def write_sections(view: View) -> list[Section]:
 
 
 def _methods_section(view: View) -> Section:
+    speeds = examples_per_test_second(view.results, view.name)
     rows = [
         Row(
             (
@@ -57,20 +66,24 @@ def _methods_section(view: View) -> Section:
                 if pd.isna(row.test_accuracy)
                 else f"{100 * row.test_accuracy_low:.1f} to {100 * row.test_accuracy_high:.1f}",
                 describe_hyperparameters(hyperparameters_of(row)) or "–",
-                _integer(row.trainable_parameters),
-                _amount(row, "model_bytes"),
-                _amount(row, "checkpoint_bytes"),
-                _amount(row, "peak_memory_bytes"),
-                _amount(row, "train_seconds"),
+                _number(row.trainable_parameters),
+                _number(row.model_bytes / 1e6, 1),
+                _number(row.checkpoint_bytes / 1e6, 1),
+                _number(row.peak_memory_bytes / 1e6),
+                _number(row.train_seconds, 1),
+                _number(row.search_train_seconds, 1),
+                _number(speeds.get(row.method, float("nan"))),
             ),
             view.color(row.method),
         )
-        for _, row in summary(view.results).iterrows()
+        for _, row in view.summary.iterrows()
     ]
     caption = (
         "Each method with its best configuration. Test accuracy is the mean over the confirm phase's seeds, "
         "with its 95% interval and the number of that phase's trials that failed. Trainable is a number of "
-        "parameters; costs are per trial."
+        "parameters. MB are those of the model as loaded, of its checkpoint on disk, and of memory at its "
+        "peak. Train s is the training of one trial, search s that of all trials of the search; test/s is "
+        "the test examples labelled per second."
     )
     headings = (
         *(
@@ -82,7 +95,7 @@ def _methods_section(view: View) -> Section:
             "best configuration",
             "trainable",
         ),
-        *("model", "checkpoint", "peak memory", "train time"),
+        *("model MB", "disk MB", "peak MB", "train s", "search s", "test/s"),
     )
     return Section(f"{view.key}-methods", "Methods", tables=[PageTable(caption, headings, rows, (0, 5))])
 
@@ -90,15 +103,43 @@ def _methods_section(view: View) -> Section:
 def _costs_section(view: View) -> Section | None:
     figures = []
     for column, title, unit in COSTS:
-        chart = charts.cost_chart(view.search, list(view.best.trial_id), column, title, unit, view.methods)
+        chart = view.cost_chart(column, title, unit)
         if chart is not None:
             what = title.split(",")[0]
             description = (
-                f"Validation accuracy against {what} of every trial; large marks are each method's best. "
-                "No trial is both more accurate and cheaper than those on the dashed line, the Pareto front."
+                f"Test accuracy of each confirmed method, with its 95% interval, against its {what}."
+                if view.is_confirmed
+                else f"Validation accuracy against {what} of every search trial that did not fail; large "
+                "marks are each method's best."
             )
             figures.append(view.figure(column, f"Accuracy against {what}", chart, description))
-    return Section(f"{view.key}-costs", "What accuracy costs", charts=figures) if figures else None
+    if not figures:
+        return None
+    note = _confirmed_note(view) if view.is_confirmed else _search_note(view)
+    return Section(f"{view.key}-costs", "What accuracy costs", charts=figures, note=note)
+
+
+def _confirmed_note(view: View) -> str:
+    """Say what the charts of confirmed methods show besides them."""
+    note = (
+        "Accuracies and costs are means over the confirm phase's trials. By these means, no method is both "
+        "more accurate and cheaper than those on the dashed line, the Pareto front."
+    )
+    missing = view.summary.method[view.summary.test_accuracy.isna()]
+    if len(view.methods) - len(missing) > 1:
+        note += " Which differences are more than chance is said under Differences."
+    if guess := guessing(view.results, view.name):
+        note += f" Always answering {guess[0]!r} scores {guess[1]:.1%}."
+    return note + (f" Not confirmed, so not shown: {', '.join(missing)}." if len(missing) else "")
+
+
+def _search_note(view: View) -> str:
+    """Say which trials the front of a search is made of."""
+    ended_early = view.search.status.isin(["stopped", *UNFINISHED]).any()
+    early = " Only trials that ran to their end count for it: others are cheap because they did not."
+    return "No trial is both more accurate and cheaper than those on the dashed line, the Pareto front." + (
+        early if ended_early else ""
+    )
 
 
 def _losses_section(view: View) -> Section | None:
@@ -113,18 +154,18 @@ def _curves_section(view: View, metric: str, title: str) -> Section | None:
     """Show a metric's learning curves, the methods side by side."""
     curves = view.results.metrics[view.results.metrics.phase == "search"]
     low, high = charts.curve_domain(curves, metric, set(view.best.trial_id))
-    cut = f" Values above {high:.2f} are cut off." if (curves[metric] > high).any() else ""
     figures = []
     for method in view.methods:
         mine = curves[curves.method == method]
         if mine.empty:
             continue
         best = view.best.trial_id.get(method)
-        chart = charts.curve_chart(mine, best, metric, view.color(method), (low, high))
-        count = mine.trial_id.nunique()
-        drawn = min(count, charts.FAINT_TRIALS + 1)
+        shown = charts.shown_curves(mine, best)
+        chart = charts.curve_chart(shown, best, metric, view.color(method), (low, high))
+        count, drawn = mine.trial_id.nunique(), shown.trial_id.nunique()
         of = f"{drawn} of its {count} trials" if drawn < count else f"all {count} trials"
         bold = f"best trial {best} in bold" if best else "no best trial yet"
+        cut = f" Values above {high:.2f} are cut off." if (shown[metric] > high).any() else ""
         description = f"{title} of {method} by epoch: {of}, {bold}.{cut}"
         figures.append(view.figure(f"{metric}-{method}", f"{method}: {title.lower()}", chart, description))
     return Section(f"{view.key}-{metric}-curves", title, charts=figures) if figures else None
@@ -137,8 +178,10 @@ def _tuning_section(view: View) -> Section | None:
     description = (
         "Expected best validation accuracy by number of trials (Tang et al. 2020, equation 3): a method with "
         "a flat curve needs little tuning. It takes trials to be independent and complete; TPE's learn from "
-        "each other, and early stopping cuts some short. Bands are rough, and end at a third of the trials."
+        "each other, and early stopping cuts some short."
     )
+    if charts.has_bands(curve):
+        description += " Bands are rough, and end at a third of the trials."
     figure = view.figure(
         "tuning",
         "How much tuning each method needs",
@@ -149,48 +192,77 @@ def _tuning_section(view: View) -> Section | None:
     return Section(f"{view.key}-tuning", "Tuning", charts=[figure])
 
 
-def _surfaces_section(view: View) -> Section | None:
-    cells = surface(view.results)
-    figures = []
-    for method in view.methods:
-        mine = cells[cells.method == method]
-        if len(mine):
-            description = (
-                f"Best validation accuracy of {method} by rank and learning rate; empty cells were not tried."
-            )
-            figures.append(view.figure(f"surface-{method}", method, charts.surface_chart(mine), description))
-            continue
-        trials = good_trials(view.search[view.search.method == method], "validation_accuracy")
-        if len(trials) and has_numbers(trials, "hp_learning_rate"):
-            description = (
-                f"Validation accuracy by learning rate, for every trial of {method} that did not fail."
-            )
-            figures.append(
-                view.figure(
-                    f"surface-{method}", method, charts.rate_chart(trials, view.color(method)), description
-                )
-            )
+def _hyperparameters_section(view: View) -> Section | None:
+    figures = _tuned_figures(view)
     shares = importance(view.results)
+    told = shares[shares.note == ""]
     rows = [
         Row(
-            (row.method, row.hyperparameter, row.note or f"{row.importance:.0%}", f"{row.trials}"),
-            view.color(row.method),
+            (row.method, row.hyperparameter, f"{row.importance:.0%}", f"{row.trials}"), view.color(row.method)
         )
-        for row in shares.itertuples()
+        for row in told.itertuples()
     ]
     caption = (
-        "How much of what hyperparameters explain of a method's validation accuracy each of them does "
-        f"(functional ANOVA). That takes {TRIALS_EACH} trials for each, and a forest of trees that predicts "
-        "trials it has not seen better than their mean does."
+        "How much each hyperparameter matters: its share of what a method's hyperparameters together explain "
+        "of the differences in validation accuracy between its trials (functional ANOVA)."
     )
-    tables = (
-        [PageTable(caption, ("method", "hyperparameter", "importance", "trials"), rows, (0, 1))]
-        if rows
-        else []
-    )
-    if not figures and not tables:
+    headings = ("method", "hyperparameter", "importance", "trials")
+    tables = [PageTable(caption, headings, rows, (0, 1))] if rows else []
+    if not figures and shares.empty:
         return None
-    return Section(f"{view.key}-hyperparameters", "Hyperparameters", charts=figures, tables=tables)
+    return Section(
+        f"{view.key}-hyperparameters",
+        "Hyperparameters",
+        charts=figures,
+        note=_untold(shares),
+        tables=tables,
+    )
+
+
+def _tuned_figures(view: View) -> list[Figure]:
+    """Show where in its search space each method was accurate, on scales that the methods share."""
+    good = good_trials(view.search, "validation_accuracy")
+    trials = {method: good[good.method == method] for method in view.methods}
+    ranked = [method for method in trials if _has_numbers(trials[method], "hp_rank")]
+    colors = _range(good.validation_accuracy[good.method.isin(ranked)])
+    heights = _range(good.validation_accuracy[~good.method.isin(ranked)])
+    figures = []
+    for method, mine in trials.items():
+        if not _has_numbers(mine, "hp_learning_rate"):
+            continue
+        if method in ranked:
+            chart, axes = charts.rank_chart(mine, colors), "rank and learning rate"
+        else:
+            chart, axes = charts.rate_chart(mine, view.color(method), heights), "learning rate"
+        description = f"Validation accuracy of every trial of {method} that did not fail, by {axes}."
+        figures.append(view.figure(f"tuned-{method}", method, chart, description))
+    return figures
+
+
+def _range(values: pd.Series) -> tuple[float, float]:
+    """Return the lowest and highest value, or if they are the same, a little less and a little more."""
+    low, high = values.min(), values.max()
+    return (low, high) if low < high else (low - 0.01, high + 0.01)
+
+
+def _has_numbers(trials: pd.DataFrame, column: str) -> bool:
+    """Say whether a column of hyperparameters is there and has numbers above 0 alone, as a chart needs."""
+    known = trials[column].dropna() if column in trials else pd.Series()
+    return pd.api.types.is_numeric_dtype(known) and len(known) > 0 and bool((known > 0).all())
+
+
+def _untold(shares: pd.DataFrame) -> str:
+    """Say of which methods it cannot be told how much each hyperparameter matters, and why."""
+    methods = shares.groupby("note").method.unique().map(", ".join)
+    said = []
+    if TOO_FEW in methods:
+        said.append(
+            f"How much each hyperparameter matters cannot be told for {methods[TOO_FEW]}: that takes "
+            f"{TRIALS_EACH} trials for each hyperparameter that varied."
+        )
+    if ONLY_CHANCE in methods:
+        said.append(f"For {methods[ONLY_CHANCE]}, no hyperparameter is seen to matter more than by chance.")
+    return " ".join(said)
 
 
 def _differences_section(view: View) -> Section | None:
@@ -276,16 +348,17 @@ def _failures_section(view: View) -> Section | None:
 def _provenance_section(view: View) -> Section:
     trials = view.results.trials
     row = view.latest_first.iloc[0]
+    sources = sorted(set(trials.peak_memory_source.dropna()))
     splits, versions = json_object(row.splits, "splits"), json_object(row.versions, "versions")
     facts = [
         ("base model", f"{row.base_model} (weights {_short(row.base_model_fingerprint)})"),
         ("dataset", f"{row.dataset} (tokens {_short(row.dataset_fingerprint)})"),
         *((name, how) for name, how in splits.items()),
-        ("program", str(row.git_revision)),
+        ("program", row.git_revision if isinstance(row.git_revision, str) else NO_REVISION),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("devices", ", ".join(sorted(set(trials.device.dropna()))) or "–"),
         ("nodes", ", ".join(sorted(set(trials.node.dropna()))) or "–"),
-        ("peak memory measured by", ", ".join(sorted(set(trials.peak_memory_source.dropna()))) or "–"),
+        ("peak memory", "; ".join(MEMORY.get(source, source) for source in sources) or "–"),
         ("trials", f"{len(trials)} from {_time(trials.started_at.min())} to {_time(trials.ended_at.max())}"),
     ]
     code = yaml.safe_dump(view.settings, sort_keys=False, allow_unicode=True)
@@ -300,12 +373,8 @@ def _points(value: float) -> str:
     return "–" if pd.isna(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def _integer(value: Any) -> str:
-    return "–" if pd.isna(value) else f"{value:,.0f}"
-
-
-def _amount(row: pd.Series, column: str) -> str:
-    return "–" if pd.isna(row[column]) else amount(float(row[column]), column)
+def _number(value: Any, digits: int = 0) -> str:
+    return "–" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
 def _short(fingerprint: Any) -> str:

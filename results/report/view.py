@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from results.analysis import best_trials
+from results.analysis import best_trials, summary
+from results.analysis.metrics import guessing
 from results.errors import ResultSetError
 from results.loading import ResultSet
 from results.report import charts
@@ -42,6 +43,25 @@ class View:
     def best(self) -> pd.DataFrame:
         """Each method's best trial so far, by method."""
         return best_trials(self.results.trials).set_index("method")
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """The table across methods."""
+        return summary(self.results)
+
+    def cost_chart(self, cost: str, title: str, unit: float) -> charts.Chart | None:
+        """Draw accuracy against a cost: of the confirmed methods, or as long as there are none, of trials."""
+        if self.is_confirmed:
+            guess = guessing(self.results, self.name)
+            share = guess[1] if guess else None
+            return charts.cost_chart(self.summary, cost, title, unit, self.methods, share)
+        best = list(self.best.trial_id)
+        return charts.search_cost_chart(self.search, best, cost, title, unit, self.methods)
+
+    @cached_property
+    def is_confirmed(self) -> bool:
+        """Whether any method has been judged on the test split."""
+        return bool(self.summary.test_accuracy.notna().any())
 
     @cached_property
     def latest_first(self) -> pd.DataFrame:

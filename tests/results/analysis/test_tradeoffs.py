@@ -56,6 +56,19 @@ def test_a_trial_that_failed_is_on_no_front() -> None:
     assert found.efficient.any()
 
 
+def test_a_trial_that_ended_early_is_cheap_for_that_reason_and_on_no_front() -> None:
+    made = make_up(accuracy={"lora": 0.8}, seeds=0)
+    made.trials[0] |= {"status": "stopped", "validation_accuracy": 0.99, "train_seconds": 0.1}
+    made.trials[1] |= {"status": "running", "validation_accuracy": 0.99, "train_seconds": 0.1}
+    found = pareto(made.results(), DIRECTIONS, of="trials").set_index("trial_id")
+    assert found.efficient.to_dict() == {
+        "lora-000": False,
+        "lora-001": False,
+        "lora-002": True,
+        "lora-003": True,  # they would be dominated if those above counted
+    }
+
+
 def test_what_has_no_value_is_left_out_and_bad_names_are_refused() -> None:
     results = make_up(seeds=0).results()
     assert pareto(results, {"test_accuracy": "max", "model_bytes": "min"}).empty

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_up import make_up
 from scipy import stats
 
-from results.analysis import budget_curve, importance, surface
+from results.analysis import budget_curve, importance
 from results.analysis.tuning import expected_best
 
 
@@ -70,20 +70,3 @@ def test_noise_has_no_important_hyperparameter() -> None:
         told += shares.importance.notna().any()
         assert set(shares.note) <= {"", "no more than chance is seen"}
     assert told <= stats.binom.ppf(0.999, simulations, 0.1)
-
-
-def test_the_surface_has_every_trial_in_one_cell_with_the_best_of_it() -> None:
-    results = make_up(trials=30, seeds=0).results()
-    cells = surface(results)
-    assert set(cells.method) == {"lora"}
-    assert cells.trials.sum() == 30
-    lora = results.trials[results.trials.method == "lora"]
-    assert cells.best.max() == lora.validation_accuracy.max()
-    for cell in cells.itertuples():
-        inside = lora[
-            (lora.hp_rank == cell.rank)
-            & (lora.hp_learning_rate >= cell.learning_rate_low * 0.999999)
-            & (lora.hp_learning_rate <= cell.learning_rate_high * 1.000001)
-        ]
-        assert cell.best in set(inside.validation_accuracy)
-        assert len(inside) >= cell.trials

@@ -22,11 +22,13 @@ def view(made: MadeUp) -> View:
         ({"search": {"trials": 4}}, "had 4 trials to find"),
         (
             {"search": {"trials": 4}, "budget": {"examples": 12000}},
-            "each method had 12,000 training examples",
+            "each method had about 12,000 training examples (used: 4,000; it is checked only when a trial"
+            " evaluates) to find",
         ),
         (
             {"budget": {"examples": 1, "train_seconds": 2.5}},
-            "each method had 2.5 seconds of training to find",
+            "each method had about 2.5 seconds of training (used: 39.0 to 47.0; it is checked only when a "
+            "trial evaluates) to find",
         ),
         ({"search": 4, "budget": {"examples": "many"}}, "Budget rule: not recorded."),
         ([], "Budget rule: not recorded."),

@@ -66,6 +66,9 @@ class Opened:
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     made = make_up()
+    for row in made.trials:
+        if row["method"] == "head" and row["phase"] == "confirm":
+            row["test_seconds"] = 1.0 + row["seed"]  # 200 examples in 1, 2 and 3 seconds
     made.fail([1], "<script>document.title = 'owned'</script> & more")
     run = made.save(tmp_path / "run")
     return write_report(load(run), run / "report")
@@ -82,8 +85,15 @@ def test_a_finished_experiment(browser: Browser, finished: Path, width: int, sch
     ]
     page = opened.page
     assert page.locator(".verdict").inner_text().startswith("lora has the highest test accuracy: 86.")
+    methods = page.locator("#made-up-methods tr").all_inner_texts()
+    assert [row.split("\t")[7:] for row in methods] == [
+        ["model MB", "disk MB", "peak MB", "train s", "search s", "test/s"],
+        ["10.0", "1.0", "100", "10.1", "39.0", "100"],
+        ["10.0", "1.0", "200", "11.1", "43.0", "–"],
+        ["10.0", "1.0", "300", "12.1", "47.0", "–"],
+    ]
     assert page.locator("h1").count() == 1
-    assert page.locator("table caption").count() == page.locator("table").count() == 5
+    assert page.locator("table caption").count() == page.locator("table").count() == 4
     page.locator("summary").click()
     assert "path: gpt2" in page.locator("pre").inner_text()
     assert finished.stat().st_size < 6e6
@@ -94,12 +104,37 @@ def test_a_finished_experiment(browser: Browser, finished: Path, width: int, sch
 def test_hovering_shows_the_configuration(browser: Browser, finished: Path) -> None:
     page = Opened(browser, finished).page
     points = page.locator(".chart").first.locator("[aria-roledescription=point]")
-    assert points.count() == 11, "every trial of the search but the failed one"
+    assert points.count() == 3, "every method"
     points.last.hover()
     tip = page.locator("#vg-tooltip-element.visible")
     tip.wait_for(timeout=5000)
     assert "lr " in tip.inner_text()
-    assert "validation accuracy" in tip.inner_text()
+    assert "test accuracy" in tip.inner_text()
+    costs = page.locator("#made-up-costs")
+    assert " scores 50.0%." in costs.inner_text()
+    assert "Not confirmed" not in costs.inner_text()
+
+
+def test_without_a_confirm_phase_costs_are_those_of_the_searchs_trials(
+    browser: Browser, tmp_path: Path
+) -> None:
+    made = make_up(seeds=0)
+    made.fail([1], "boom")
+    made.trials[0]["status"] = "stopped"
+    opened = Opened(browser, write_report(made.results(), tmp_path))
+    opened.check()
+    costs = opened.page.locator("#made-up-costs")
+    points = costs.locator(".chart").first.locator("[aria-roledescription=point]")
+    assert points.count() == 11, "every trial but the failed one"
+    assert "Only trials that ran to their end count" in costs.inner_text()
+
+
+def test_costs_name_the_methods_that_are_not_confirmed(browser: Browser, tmp_path: Path) -> None:
+    made = make_up()
+    made.fail_confirm("lora", [0, 1, 2])
+    costs = Opened(browser, write_report(made.results(), tmp_path)).page.locator("#made-up-costs")
+    assert "Not confirmed, so not shown: lora." in costs.inner_text()
+    assert costs.locator(".chart").first.locator("[aria-roledescription=point]").count() == 2
 
 
 def test_the_text_of_an_error_is_text(browser: Browser, finished: Path) -> None:
