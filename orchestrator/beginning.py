@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -64,13 +64,12 @@ def begin(options: argparse.Namespace, say: Callable[[str], None]) -> Beginning:
     with located(where):
         if options.experiment is None and options.name is None:
             experiment = with_free_name(experiment)
-        _refuse(
-            *([] if options.dry_run else run_directory_problems(experiment)),
-            *_problems_here(options, experiment),
-        )
+        problems = [] if options.dry_run else run_directory_problems(experiment)
+        _refuse(*_problems_here(options, experiment, problems))
     cluster = _join(options, experiment, where)
-    for notice in left_out(experiment.data):
-        say(notice)
+    if options.experiment:  # the built-in comparison names splits that nobody has asked for
+        for notice in left_out(experiment.data):
+            say(notice)
     with located(where):
         return _fit(Beginning(experiment, prepare(experiment, say), cluster), options, say)
 
@@ -92,10 +91,8 @@ def begin_again(options: argparse.Namespace, say: Callable[[str], None]) -> Begi
     with located(str(options.experiment or where)):
         _refuse(*growth_problems(recorded, experiment))
     with located(where):
-        _refuse(
-            *([] if options.dry_run else storage_problems(experiment)),
-            *_problems_here(options, experiment),
-        )
+        problems = [] if options.dry_run else storage_problems(experiment)
+        _refuse(*_problems_here(options, experiment, problems))
     cluster = _join(options, experiment, where)
     records = recorded_trials(experiment.run_directory)
     with located(where):
@@ -143,15 +140,18 @@ def hold(options: argparse.Namespace, held: ExitStack) -> dict[str, Stamp | None
     return {}
 
 
-def _problems_here(options: argparse.Namespace, experiment: Experiment) -> list[InputError]:
-    """Return what is wrong with settings as this machine can tell, without Ray."""
-    problems = []
+def _problems_here(
+    options: argparse.Namespace, experiment: Experiment, known: Sequence[InputError]
+) -> list[InputError]:
+    """Return what is wrong with settings as this machine can tell, without Ray, with what is known to be."""
+    problems = list(known)
+    if not names_cluster(options.address):
+        problems += resource_problems(experiment.resources, [this_machine()])
     if experiment.logging.wanted:  # else Tune's loggers are not imported
         from orchestrator.loggers import logger_problems
 
-        problems += logger_problems(experiment, reach=not options.dry_run)
-    if not names_cluster(options.address):
-        problems += resource_problems(experiment.resources, [this_machine()])
+        # Reaching a logger leaves traces there, which a run that is refused must not.
+        problems += logger_problems(experiment, reach=not options.dry_run and not problems)
     return problems
 
 
@@ -166,10 +166,9 @@ def _join(options: argparse.Namespace, experiment: Experiment, where: str) -> Cl
         return None
     cluster = connect(options.address)
     with located(where):
-        _refuse(
-            *resource_problems(resources, cluster.nodes, cluster.to_come),
-            *(sharing_problems(experiment) if joins and not options.dry_run else []),
-        )
+        _refuse(*resource_problems(resources, cluster.nodes, cluster.to_come))
+        if joins and not options.dry_run:
+            _refuse(*sharing_problems(experiment))
     return cluster
 
 

@@ -28,6 +28,9 @@ class ExperimentError(ValueError):
         self.problems = [one_line(redact(f"{begin}{problem}")) for problem in problems]
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[ExperimentError], tuple[str, ...]]:
+        return (type(self), tuple(self.problems))
+
 
 @contextmanager
 def located(where: str) -> Iterator[None]:

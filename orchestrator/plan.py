@@ -93,10 +93,10 @@ def _trials(experiment: Experiment) -> str:
     """Say how many trials there will be."""
     methods, seeds = len(experiment.methods), experiment.confirm.seeds
     searched, confirmed = methods * experiment.search.trials, methods * seeds
-    to_confirm = f"{confirmed:,} to confirm"
+    to_confirm = f", and {confirmed:,} to confirm" if confirmed else ""
     if experiment.budget.unit:
-        return f"trials in all: {to_confirm}, and in the search as many as its budget allows"
-    return f"trials in all: {searched + confirmed:,}, {searched:,} in the search and {to_confirm}"
+        return f"trials in all: as many as each budget allows{to_confirm}"
+    return f"trials in all: {searched:,} in the search{to_confirm}"
 
 
 def _base_model(prepared: Prepared) -> str:

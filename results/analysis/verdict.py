@@ -187,16 +187,20 @@ def _against_guessing(judged: _Judged) -> Iterator[str]:
 
 def _cheapest(judged: _Judged) -> Iterator[str]:
     """Say which of the methods that are not shown to be worse costs less than all others of them."""
-    if judged.metric not in STATISTICS or len(judged.doubtful) == len(judged.by_method):
+    if judged.metric not in STATISTICS or judged.best in judged.doubtful:
         return
-    tied = [judged.best, *judged.pairs.index[~judged.pairs.different]]
+    tied = [judged.best, *judged.pairs.index[~judged.pairs.different].difference(judged.doubtful, sort=False)]
+    if len(tied) < 2:
+        return
     savings = SAVINGS
     if why_costs_mislead(judged.results.trials):
         savings = {cost: words for cost, words in SAVINGS.items() if cost in SIZES}
     said: dict[str, list[str]] = {}
     for cost, words in savings.items():
         means = confirmed(judged.results, judged.experiment).groupby("method")[cost].mean().reindex(tied)
-        winner = means.idxmin()
+        if means.isna().any():
+            continue
+        winner = str(means.idxmin())
         if _is_shown_cheapest(judged, cost, winner, means):
             than = f" against {amount(means[judged.best], cost)}" if winner != judged.best else ""
             said.setdefault(winner, []).append(f"{words} ({amount(means[winner], cost)}{than})")
@@ -207,7 +211,7 @@ def _cheapest(judged: _Judged) -> Iterator[str]:
 def _is_shown_cheapest(judged: _Judged, cost: str, winner: str, means: pd.Series) -> bool:
     """Say whether a method costs less than some others, by as much as matters and more than by chance."""
     others = means.drop(winner)
-    if others.empty or not (means[winner] < (1 - MATTERS) * others).all():
+    if not (means[winner] < (1 - MATTERS) * others).all():
         return False
     pairs = compare(judged.results, cost)
     pairs = pairs[(pairs.method_a == winner) | (pairs.method_b == winner)]

@@ -50,6 +50,7 @@ def test_a_pack_that_is_killed_gives_the_results_of_trials_by_themselves(
     assert_undisturbed(directory, tolerance=1e-4)
     assert_no_files_left(directory)
     trials = load(directory).trials
+    assert sorted(trials.trial_id) == ["head-000", "lora-000", "qlora-000"]
     assert set(trials.status) == {"completed"}
     assert set(trials.trials_per_pack) == {3}
     assert trials.set_index("trial_id").retries["qlora-000"] == 1

@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score
 
 from results.analysis import compare, summary, verdict
 from results.analysis.metrics import reach
+from results.analysis.verdict import SAVINGS
 
 
 def test_differences_are_those_of_the_predictions_and_p_values_are_holms() -> None:
@@ -260,6 +261,28 @@ def test_where_nothing_is_learned_no_method_leads() -> None:
     nothing = "No method is shown to be better than always answering '0', which scores 50.0%. "
     assert said.startswith(nothing)
     assert said.endswith(" All examples get the same answer from lora on 2 of 3 seeds.")
+
+
+@pytest.mark.parametrize("methods", [["lora"], ["full", "lora"]])
+@pytest.mark.parametrize("cost", SAVINGS)
+def test_a_cost_that_nobody_has_measured_is_not_spoken_of(cost: str, methods: list[str]) -> None:
+    made = make_up(accuracy=dict.fromkeys(methods, 0.9), examples=400)
+    for row in made.trials:
+        row[cost] = None
+    said = verdict(made.results(), "made-up")
+    assert "Always answering '0' scores 50.0%." in said
+    assert SAVINGS[cost] not in said
+
+
+def test_who_may_be_no_better_than_guessing_is_not_recommended_for_its_cost() -> None:
+    made = make_up(accuracy={"head": 0.55, "full": 0.62}, examples=60)
+    for row in made.trials:
+        if row["method"] == "head":
+            row["train_seconds"] /= 10
+    said = verdict(made.results(), "made-up")
+    assert "it shows no difference from head" in said
+    assert "head may be no better" in said
+    assert "fastest" not in said
 
 
 def test_of_methods_that_are_tied_the_cheapest_are_named() -> None:
