@@ -87,6 +87,12 @@ def load_tokenizer(settings: ModelSettings, say: Callable[[str], None] = print) 
         raise InputError(
             "model.path", f"no tokenizer could be loaded from {path}: {_reason(error)}"
         ) from error
+    if not tokenizer.vocab_size:  # transformers makes an empty one where it finds no files
+        raise InputError(
+            "model.path",
+            f"{path} has no tokenizer; expected its files beside the weights, such as those of its base:"
+            f" AutoTokenizer.from_pretrained(BASE).save_pretrained('{path}')",
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError("model.path", f"the tokenizer of {path} has neither a padding nor an end token")

@@ -88,3 +88,11 @@ def test_a_base_whose_weights_have_another_shape_is_refused(
     config.write_text(json.dumps({**json.loads(config.read_text()), "n_positions": 128}))
     with pytest.raises(InputError, match=r"no weights that fit transformer\.wpe\.weight"):
         load_base(ModelSettings(path=str(tmp_path / "gpt2")), ("0", "1"), 0)
+
+
+def test_a_model_without_a_tokenizer_is_refused(model_directories: dict[str, Path], tmp_path: Path) -> None:
+    """Such as a checkpoint of an earlier run: each text would have no token."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model_directories["gpt2"] / name, tmp_path)
+    with pytest.raises(InputError, match=r"has no tokenizer; expected its files beside the weights"):
+        load_tokenizer(ModelSettings(path=str(tmp_path)))
