@@ -97,7 +97,6 @@ def _give_to_head(cluster: Cluster, model: Path, data: dict[str, Path]) -> None:
             "columns": ["sentence", "label"],
             **{split: str(ONLY / file.name) for split, file in data.items()},
         },
-        # Longer than a worker takes to start: else the last trial would go to a node that has one already.
         "training": {"epochs": 80, "batch_size": 4, "evaluations_per_epoch": 1},
         "search": {"trials": 2, "early_stopping": "none"},
         "confirm": {"seeds": 1},
@@ -221,7 +220,9 @@ def test_a_run_from_outside(cluster: Cluster) -> None:
 def test_a_job_uses_all_hosts(cluster: Cluster) -> None:
     """No host but the head has the model, the data or the checkout."""
     directory = cluster.site.shared / "runs" / "job"
-    with submitted(cluster, "job", "methods={full: {}}", "search.trials=3", "confirm.seeds=0") as job:
+    # Longer than a worker takes to start: else the last trial would go to a node that has one already.
+    settings = ("methods={full: {}}", "search.trials=3", "confirm.seeds=0", "training.epochs=200")
+    with submitted(cluster, "job", *settings) as job:
         printed, _ = job.communicate(timeout=600)
     assert job.returncode == 0, printed
     trials = check_whole(directory, 3)

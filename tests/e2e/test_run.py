@@ -162,4 +162,4 @@ def test_methods_get_the_same_budget(experiment: Path, tmp_path: Path) -> None:
     counts = results.trials.method.value_counts()
     assert abs(counts["head"] - counts["full"]) <= 1
     page = (tmp_path / "runs" / "small" / "report" / "index.html").read_text()
-    assert "each method had 300 training examples" in page
+    assert "each method had about 300 training examples" in page
