@@ -1,4 +1,4 @@
-"""What is said of an experiment as a whole: who leads, whether that is more than guessing, and who costs less."""
+"""What is said of an experiment: who leads, whether that is more than guessing, and who costs less."""
 
 from __future__ import annotations
 
