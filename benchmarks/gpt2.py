@@ -6,8 +6,8 @@
 Makes GPT-2 by configuration, with random weights, and examples of 64 random tokens: nothing is downloaded,
 and accuracies mean nothing. Every trial runs in a process of its own. It takes a few steps to warm up, which
 count for its memory but not its speed, then the timed ones; it is evaluated on one batch after each half.
-Writes a table to benchmarks/results/gpt2.md, or to --out. On a CPU, full fine-tuning of the 774M takes 16 GB
-and more; --methods can leave it out.
+Writes a table to benchmarks/results/gpt2.md, or to --out. On a CPU, full fine-tuning of the 774M takes 18 GB
+of memory; --methods can leave it out.
 """
 
 from __future__ import annotations
