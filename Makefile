@@ -32,7 +32,7 @@ soak: $(READY)
 		tests/e2e/test_faults.py tests/e2e/test_resume.py $(ARGS)
 	@$(RUN) -m pytest --hypothesis-profile=soak -k fuzzed $(ARGS)
 
-# The numbers of docs/performance.md, on a machine with nothing else to do, in 25 minutes. They need the data and
+# The numbers of docs/performance.md, on a machine with nothing else to do, in 20 to 30 minutes. They need the data and
 # the models in ../shared. One pair of the race takes half of that; 'python -m benchmarks.race' runs three.
 bench: $(READY)
 	@$(RUN) -m benchmarks.start --out benchmarks/results/start.md

@@ -159,9 +159,12 @@ def test_a_run_waits_while_its_disk_is_full(small_disk: Path, experiment: Path, 
 def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
     experiment: Path, tmp_path: Path
 ) -> None:
-    """Ray's memory monitor ends its worker before the machine's own would end anything."""
+    """Ray's memory monitor ends its worker before the machine's own would end anything.
+
+    The trial would take 12 GB. Of what other processes hold now, some may be free by then.
+    """
     rows = tmp_path / "long.tsv"
-    rows.write_text("".join(f"{' '.join([('good', 'bad')[i % 2]] * 60)}\t{i % 2}\n" for i in range(12_000)))
+    rows.write_text("".join(f"{' '.join([('good', 'bad')[i % 2]] * 60)}\t{i % 2}\n" for i in range(18_000)))
     threshold = (psutil.virtual_memory().used + 5e9) / psutil.virtual_memory().total
     if threshold > 0.9:
         pytest.skip("needs 12 GB of free memory")
@@ -169,7 +172,7 @@ def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
         done = run(
             experiment,
             *settings(f"data.train={rows}", "training.epochs=1", "search.trials=1", "data.max_length=60"),
-            *settings("methods.hungry={kind: full, batch_size: 12000}", "resources.max_failures=0"),
+            *settings("methods.hungry={kind: full, batch_size: 18000}", "resources.max_failures=0"),
             *settings("methods.head={batch_size: 500}", "resources.max_concurrent=1"),
             *("--methods", "hungry,head"),
             environment={"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_TMPDIR": of_ray},
