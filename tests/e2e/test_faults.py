@@ -164,7 +164,7 @@ def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
     The trial would take 12 GB. Of what other processes hold now, some may be free by then.
     """
     rows = tmp_path / "long.tsv"
-    rows.write_text("".join(f"{' '.join([('good', 'bad')[i % 2]] * 60)}\t{i % 2}\n" for i in range(18_000)))
+    rows.write_text("".join(f"{' '.join([('good', 'bad')[i % 2]] * 60)}\t{i % 2}\n" for i in range(24_000)))
     threshold = (psutil.virtual_memory().used + 5e9) / psutil.virtual_memory().total
     if threshold > 0.9:
         pytest.skip("needs 12 GB of free memory")
@@ -172,7 +172,7 @@ def test_a_trial_that_takes_all_memory_is_a_row_and_the_others_go_on(
         done = run(
             experiment,
             *settings(f"data.train={rows}", "training.epochs=1", "search.trials=1", "data.max_length=60"),
-            *settings("methods.hungry={kind: full, batch_size: 18000}", "resources.max_failures=0"),
+            *settings("methods.hungry={kind: full, batch_size: 24000}", "resources.max_failures=0"),
             *settings("methods.head={batch_size: 500}", "resources.max_concurrent=1"),
             *("--methods", "hungry,head"),
             environment={"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_TMPDIR": of_ray},
