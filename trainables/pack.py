@@ -212,11 +212,11 @@ class Pack:
         shared.host(guests)
         steps = [by_guest[guest] for guest in shared.guests]
         dtype, device = steps[0].stretch.dtype, steps[0].stretch.trained.device
-        lap, random = Lap(device), _random_state(device)
+        lap, random = Lap(device), _random_state(device) if expected else None
         try:
             with lap.running():
                 logits, losses = shared.losses([step.batch for step in steps], dtype)
-                has_drawn = bool(expected) and not torch.equal(random, _random_state(device))
+                has_drawn = random is not None and not torch.equal(random, _random_state(device))
                 strange = []
                 for step, own in zip(steps, logits, strict=True):
                     if (wanted := expected.get(step.member.name)) is None:
