@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -302,6 +303,21 @@ def test_all_problems_are_shown_at_once(workplace: Path, capfd: pytest.CaptureFi
     problems = capfd.readouterr().err.splitlines()
     keys = ["name", "resources.cpus_per_trial", "resources.gpus_per_trial"]
     assert [line.split(": ")[:2] for line in problems] == [["good.yaml", key] for key in keys]
+
+
+def test_a_run_that_is_refused_leaves_no_trace_in_loggers(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow")
+    before = sorted(workplace.rglob("*"))
+    assert main(["good.yaml", "--name", "taken", *sets("logging.mlflow=sqlite:///tracked.db")]) == 2
+    assert capfd.readouterr().err.startswith("good.yaml: name: ")
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_an_error_says_the_same_in_another_process() -> None:
+    error = ExperimentError("one", "other", where="file.yaml")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "file.yaml: one\nfile.yaml: other"
 
 
 def test_dry_run_prints_the_plan_and_makes_nothing(
