@@ -15,6 +15,7 @@ from orchestrator.errors import ExperimentError
 from orchestrator.experiment import Experiment
 from orchestrator.secrets import credentials_in
 from orchestrator.storage import is_taken
+from trainables.errors import NOT_UTF8
 from trainables.methods import METHODS
 
 DEMO: Mapping[str, Any] = {
@@ -151,9 +152,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ExperimentError(
-            f"{file}: is not in UTF-8; convert it, such as with: iconv -f latin1 -t utf-8"
-        ) from None
+        raise ExperimentError(f"{file}: {NOT_UTF8}") from None
     except OSError as error:
         raise ExperimentError(f"{file}: could not be read as a YAML file: {error}") from None
     values = _parse_yaml(text, str(file))

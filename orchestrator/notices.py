@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from orchestrator.experiment import Experiment
-from orchestrator.wording import first_of
 from results.errors import one_line
 from trainables.data import MENTIONED, TokenizedData, TokenizedSplit
+from trainables.errors import first_of
 from trainables.settings import DataSettings
 from trainables.sources import is_left_out, is_own
 

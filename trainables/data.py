@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trainables.errors import InputError
+from trainables.errors import InputError, first_of
 from trainables.settings import DataSettings
 from trainables.sources import SourceSplit, is_left_out, read_split
 
@@ -211,7 +211,7 @@ def _number(source: SourceSplit, labels: Sequence[str], key: str) -> RawSplit:
     names = _names_of_labels(source)
     unknown = sorted(set(names) - set(labels))
     if unknown:
-        known = ", ".join(labels[:10]) + (f" and {len(labels) - 10:,} more" if len(labels) > 10 else "")
+        known = first_of(labels, 10)
         raise InputError(
             key, f"{source.origin} has label {unknown[0]!r}, unknown in train, which has {known}"
         )

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+NOT_UTF8: Final = "is not in UTF-8; convert it, such as with: iconv -f latin1 -t utf-8"
+"""What is wrong with a file of another encoding."""
+
+
+def first_of(texts: Sequence[str], most: int) -> str:
+    """Write the first of many texts, and how many more there are."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return f"{', '.join(texts[:most])}{more}"
+
 
 class InputError(ValueError):
     """Raise for anything a user can fix: a wrong path, column, module name or value.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trainables.errors import InputError
+from trainables.errors import NOT_UTF8, InputError, first_of
 from trainables.settings import DataSettings
 
 FILE_KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -98,9 +98,7 @@ def _read_file(file: Path, key: str, columns: Sequence[str] | None) -> pd.DataFr
     try:
         frame = _parse(file, columns)
     except UnicodeDecodeError as error:
-        raise InputError(
-            key, f"{file} is not in UTF-8; convert it, such as with: iconv -f latin1 -t utf-8"
-        ) from error
+        raise InputError(key, f"{file} {NOT_UTF8}") from error
     except Exception as error:  # parsers raise errors of all kinds
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = f". {TSV_QUOTES}" if file.suffix == ".tsv" and isinstance(error, pd.errors.ParserError) else ""
@@ -207,12 +205,11 @@ def _column(frame: pd.DataFrame, settings: DataSettings, key: str, origin: str) 
     if not len(rows):
         return values
     kind = "label" if key == "label" else "text"
-    told = ", ".join(f"{row + 1:,} ({values[row]!r:.20})" for row in rows[:SHOWN_ROWS])
-    more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
+    told = first_of([f"{row + 1:,} ({values[row]!r:.20})" for row in rows], SHOWN_ROWS)
     is_quoted = any('"' in str(cell) for cell in frame.iloc[rows].to_numpy().ravel())
     raise InputError(
         f"data.{key}",
         f"column {name!r} of {origin} has no {kind} for {len(rows):,} of {len(values):,} examples: example"
-        f" {told}{more}, counted from 1 without header and empty lines; complete or remove them"
+        f" {told}, counted from 1 without header and empty lines; complete or remove them"
         f"{f'. {TSV_QUOTES}' if is_quoted and origin.endswith('.tsv') else ''}",
     )

@@ -77,10 +77,8 @@ class _Judged:
     @cached_property
     def pairs(self) -> pd.DataFrame:
         """The best method's comparisons with the others, by their names and from the best to the worst."""
-        table = compare(self.results, self.metric)
-        table = table[(table.method_a == self.best) | (table.method_b == self.best)]
-        others = table.method_a.where(table.method_b == self.best, table.method_b)
-        return table.set_index(others).loc[[name for name in self.by_method if name != self.best]]
+        pairs = _pairs_of(self.best, compare(self.results, self.metric))
+        return pairs.loc[[name for name in self.by_method if name != self.best]]
 
     @cached_property
     def failed(self) -> dict[str, tuple[int, int]]:
@@ -213,10 +211,13 @@ def _is_shown_cheapest(judged: _Judged, cost: str, winner: str, means: pd.Series
     others = means.drop(winner)
     if not (means[winner] < (1 - MATTERS) * others).all():
         return False
-    pairs = compare(judged.results, cost)
-    pairs = pairs[(pairs.method_a == winner) | (pairs.method_b == winner)]
-    names = pairs.method_a.where(pairs.method_b == winner, pairs.method_b)
-    return bool(pairs.different[names.isin(others.index)].all())
+    return bool(_pairs_of(winner, compare(judged.results, cost)).different[others.index].all())
+
+
+def _pairs_of(method: str, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the comparisons of a method, by the others' names."""
+    mine = pairs[(pairs.method_a == method) | (pairs.method_b == method)]
+    return mine.set_index(mine.method_a.where(mine.method_b == method, mine.method_b))
 
 
 def _list_failed(failed: Mapping[str, tuple[int, int]]) -> Iterator[str]:
